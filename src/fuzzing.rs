@@ -32,6 +32,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("docker_config", upstream::fuzzing::docker_config),
     ("credential_helper", upstream::fuzzing::credential_helper),
     ("aws", upstream::fuzzing::aws),
+    ("object_store", upstream::fuzzing::object_store),
     ("manifest", oci::fuzzing::manifest),
     ("names", oci::fuzzing::names),
     ("pattern", oci::fuzzing::pattern),

@@ -56,6 +56,14 @@ impl Source for CountedSource {
         self.source.endpoints()
     }
 
+    fn has_mirrors(&self) -> bool {
+        self.source.has_mirrors()
+    }
+
+    fn is_authoritative(&self) -> bool {
+        self.source.is_authoritative()
+    }
+
     fn is_low_on_pulls(&self) -> bool {
         self.source.is_low_on_pulls()
     }
@@ -145,5 +153,8 @@ fn outcome<T>(result: &Result<T, UpstreamError>) -> &'static str {
         UpstreamErrorKind::BadAnswer { .. } => "bad-answer",
         UpstreamErrorKind::Redirect { .. } => "redirect",
         UpstreamErrorKind::NotAllowed { .. } => "not-allowed",
+        UpstreamErrorKind::ObjectStore { .. } => "object-store",
+        UpstreamErrorKind::Unreadable { .. } => "unreadable",
+        UpstreamErrorKind::Cancelled => "cancelled",
     }
 }

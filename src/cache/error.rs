@@ -132,7 +132,10 @@ fn upstream_reason(kind: &UpstreamErrorKind) -> Reason {
         | UpstreamErrorKind::Tls { .. }
         | UpstreamErrorKind::CredentialsUnavailable { .. }
         | UpstreamErrorKind::BadAnswer { .. }
-        | UpstreamErrorKind::Redirect { .. } => Reason::Broken,
+        | UpstreamErrorKind::Redirect { .. }
+        | UpstreamErrorKind::ObjectStore { .. }
+        | UpstreamErrorKind::Unreadable { .. }
+        | UpstreamErrorKind::Cancelled => Reason::Broken,
     }
 }
 

@@ -71,10 +71,15 @@ impl Digest {
         self.algorithm
     }
 
+    /// The bytes of the hash.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.hash[..self.algorithm.hash_bytes()]
+    }
+
     /// The lower-case hex after the colon.
     pub fn hex(&self) -> String {
         const HEX: &[u8; 16] = b"0123456789abcdef";
-        let hash = &self.hash[..self.algorithm.hash_bytes()];
+        let hash = self.as_bytes();
         let mut text = String::with_capacity(hash.len() * 2);
         for byte in hash {
             text.push(char::from(HEX[usize::from(byte >> 4)]));

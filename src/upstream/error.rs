@@ -1,14 +1,15 @@
 //! Errors of requests to a registry.
 
+mod tls_reason;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use rustls::{AlertDescription, CertificateError, InvalidMessage};
-use time::OffsetDateTime;
 use ureq::Timeout;
 
+use self::tls_reason::tls_reason;
 use super::auth::LoginError;
 use super::network::{AddressRefused, ProxyFailed};
 use crate::oci::quoted_up_to;
@@ -114,6 +115,24 @@ pub enum UpstreamErrorKind {
         /// Why, and what to configure.
         reason: Arc<str>,
     },
+    /// The object store refuses the request or fails (`objectStore`).
+    ObjectStore {
+        /// The HTTP status.
+        status: u16,
+        /// The store's error code, for example `SlowDown`; HEAD has none.
+        code: Option<Arc<str>>,
+        /// What it means, and what to do.
+        reason: Arc<str>,
+        /// The value of `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// The content to upload cannot be read from this machine's disk.
+    Unreadable {
+        /// The system's error.
+        source: Arc<io::Error>,
+    },
+    /// The caller cancelled the upload.
+    Cancelled,
 }
 
 impl UpstreamError {
@@ -162,6 +181,7 @@ impl UpstreamError {
                 | UpstreamErrorKind::Denied { .. }
                 | UpstreamErrorKind::OutOfService
                 | UpstreamErrorKind::Status { .. }
+                | UpstreamErrorKind::ObjectStore { .. }
         )
     }
 
@@ -209,7 +229,8 @@ impl UpstreamError {
     /// How long to wait before the next request, as the registry demands.
     pub fn retry_after(&self) -> Option<Duration> {
         match self.kind {
-            UpstreamErrorKind::RateLimited { retry_after } => retry_after,
+            UpstreamErrorKind::RateLimited { retry_after }
+            | UpstreamErrorKind::ObjectStore { retry_after, .. } => retry_after,
             _ => None,
         }
     }
@@ -223,7 +244,10 @@ impl UpstreamError {
     /// are Cloudflare's).
     pub fn is_unreachable(&self) -> bool {
         match self.kind {
-            UpstreamErrorKind::Status { status } => matches!(status, 502..=504 | 520..=527),
+            UpstreamErrorKind::Status { status }
+            | UpstreamErrorKind::ObjectStore { status, .. } => {
+                matches!(status, 502..=504 | 520..=527)
+            }
             _ => self.is_trouble(),
         }
     }
@@ -233,9 +257,25 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::Status { status: 501 })
     }
 
-    /// Whether the registry answered that the content does not exist.
+    /// Whether the registry or the object store answered that the content does not exist.
     pub fn is_not_found(&self) -> bool {
-        matches!(self.kind, UpstreamErrorKind::NotFound | UpstreamErrorKind::Hidden)
+        match &self.kind {
+            UpstreamErrorKind::NotFound | UpstreamErrorKind::Hidden => true,
+            UpstreamErrorKind::ObjectStore { status: 404, code, .. } => {
+                code.as_deref() == Some(NO_SUCH_KEY)
+            }
+            _ => false,
+        }
+    }
+
+    /// The status and the error code of an object store.
+    pub(super) fn store_code(&self) -> Option<(u16, &str)> {
+        match &self.kind {
+            UpstreamErrorKind::ObjectStore { status, code, .. } => {
+                Some((*status, code.as_deref().unwrap_or_default()))
+            }
+            _ => None,
+        }
     }
 
     /// Whether the registry answered explicitly that the content does not exist, so that a cached copy is outdated.
@@ -255,6 +295,9 @@ impl UpstreamError {
             | UpstreamErrorKind::CredentialsUnavailable { .. }
             | UpstreamErrorKind::OutOfService => true,
             UpstreamErrorKind::Status { status } => status >= 500,
+            UpstreamErrorKind::ObjectStore { status, ref code, .. } => {
+                status >= 500 || is_temporary_code(status, code.as_deref())
+            }
             _ => false,
         }
     }
@@ -286,6 +329,16 @@ impl UpstreamError {
         };
         UpstreamError::new(request, kind)
     }
+}
+
+/// The code of an object store for a missing object.
+pub(super) const NO_SUCH_KEY: &str = "NoSuchKey";
+
+/// Whether an object store may answer otherwise a little later, although the status is below 500.
+fn is_temporary_code(status: u16, code: Option<&str>) -> bool {
+    let codes =
+        ["SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "OperationAborted"];
+    matches!(status, 408 | 429) || code.is_some_and(|code| codes.contains(&code))
 }
 
 fn kind_of(error: ureq::Error) -> UpstreamErrorKind {
@@ -328,55 +381,6 @@ fn kind_of_io(source: io::Error) -> UpstreamErrorKind {
     }
 }
 
-/// The text of an error of rustls. For common errors it names the setting to change.
-fn tls_reason(error: &rustls::Error) -> String {
-    let (what, hint) = match error {
-        rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => (
-            "the server does not speak TLS".to_owned(),
-            "for plain HTTP set scheme: http in its entry",
-        ),
-        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
-            not_after, ..
-        }) => {
-            let date = OffsetDateTime::from(UNIX_EPOCH + Duration::from_secs(not_after.as_secs()));
-            (
-                format!("its certificate expired on {}", date.date()),
-                "or this machine's clock is wrong",
-            )
-        }
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            (error.to_string(), "for a private certificate authority set tls.ca in its entry")
-        }
-        rustls::Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-        ) => (error.to_string(), "its subjectAltName must contain the host of the endpoint"),
-        rustls::Error::InvalidCertificate(
-            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
-            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
-        ) => (
-            "its certificate, or one of its authorities, has an unsupported signature".to_owned(),
-            "certificates need ECDSA with P-256, P-384 or P-521, Ed25519, or RSA with 2048 bits or \
-             more, and SHA-256, SHA-384 or SHA-512",
-        ),
-        // rustls has no variant for this error of webpki.
-        rustls::Error::InvalidCertificate(other)
-            if format!("{other:?}").contains("CaUsedAsEndEntity") =>
-        {
-            (
-                "its certificate is a self-signed authority".to_owned(),
-                "to trust it, set tls.ca in its entry to this certificate",
-            )
-        }
-        rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => (
-            error.to_string(),
-            "there is no common cipher suite or curve (with TLS 1.2 the certificate must not be P-521), \
-             or the server demands a client certificate",
-        ),
-        other => return other.to_string(),
-    };
-    format!("{what}; {hint}")
-}
-
 /// Whether an established connection broke: it was stale, or a firewall rejects the request.
 pub(super) fn is_broken_connection(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
@@ -393,6 +397,7 @@ fn phase(timeout: Timeout) -> &'static str {
         Timeout::Connect => CONNECTION,
         Timeout::RecvResponse => "the response headers",
         Timeout::PerRead | Timeout::RecvBody => "the next bytes",
+        Timeout::Global => "the complete response",
         _ => "the request to be sent",
     }
 }
@@ -466,6 +471,13 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::NotAllowed { reason: text } => {
                 write!(f, "not allowed: {}", reason(text))
             }
+            UpstreamErrorKind::ObjectStore { reason: text, .. } => {
+                write!(f, "{}", reason(text))
+            }
+            UpstreamErrorKind::Unreadable { source } => {
+                write!(f, "the content to upload cannot be read: {}", reason(source))
+            }
+            UpstreamErrorKind::Cancelled => write!(f, "the upload was cancelled"),
         }
     }
 }
@@ -482,6 +494,7 @@ impl std::error::Error for UpstreamError {
 #[cfg(test)]
 mod tests {
     use rustls::pki_types::UnixTime;
+    use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
     use super::*;
 

@@ -1,4 +1,5 @@
-//! One login that is expensive to get: cached until it expires, and fetched once for all callers that need it.
+//! One login, or set of keys, that is expensive to get: cached until it expires, and fetched once for all callers that
+//! need it.
 //!
 //! No lock is held during a fetch; the other callers wait for it to end. After a failure there is a backoff, so that
 //! a broken helper is not started for every request. Does not know where logins come from.
@@ -24,34 +25,38 @@ const LIFETIME_MIN: Duration = Duration::from_secs(60);
 const REFUSED_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A login; `None` means anonymous access, which is cached as well.
-pub(super) type SharedLogin = Option<Arc<Login>>;
+pub(super) type SharedLogin<T = Login> = Option<Arc<T>>;
 
 /// A login as a helper or a cloud has returned it.
-pub(super) struct Fetched {
-    pub(super) login: Option<Login>,
+pub(super) struct Fetched<T = Login> {
+    pub(super) login: Option<T>,
     /// How long it is valid from now on.
     pub(super) lifetime: Duration,
 }
 
 /// See the module documentation.
-#[derive(Default)]
-pub(super) struct CachedLogin {
+pub(super) struct CachedLogin<T = Login> {
     /// Locked for a lookup or a change, never during a fetch.
-    state: Mutex<State>,
+    state: Mutex<State<T>>,
     fetching: SingleFlight<()>,
 }
 
-#[derive(Default)]
-struct State {
-    cached: Option<Cached>,
+impl<T> Default for CachedLogin<T> {
+    fn default() -> CachedLogin<T> {
+        let state = State { cached: None, failure: None, renewed: None };
+        CachedLogin { state: Mutex::new(state), fetching: SingleFlight::default() }
+    }
+}
+
+struct State<T> {
+    cached: Option<Cached<T>>,
     failure: Option<Failure>,
     /// When it was last fetched because the registry refused the cached one.
     renewed: Option<Instant>,
 }
 
-#[derive(Clone)]
-struct Cached {
-    login: SharedLogin,
+struct Cached<T> {
+    login: SharedLogin<T>,
     renew_at: Instant,
     expires_at: Instant,
 }
@@ -63,22 +68,23 @@ struct Failure {
     next_backoff: Duration,
 }
 
-impl CachedLogin {
+impl<T: PartialEq> CachedLogin<T> {
     /// Returns the login. Calls `fetch` if there is none or it is due for renewal. A login that cannot be renewed is
     /// used until it expires.
     pub(super) fn login(
         &self,
         now: Instant,
-        fetch: impl FnOnce() -> Result<Fetched, LoginError>,
-    ) -> Result<SharedLogin, LoginError> {
+        fetch: impl FnOnce() -> Result<Fetched<T>, LoginError>,
+    ) -> Result<SharedLogin<T>, LoginError> {
         let _inside = self.fetching.enter(&());
         let state = self.lock();
-        let cached = state.cached.clone();
-        match &cached {
+        let cached = state.cached.as_ref();
+        match cached {
             Some(cached) if now < cached.renew_at => return Ok(cached.login.clone()),
             _ => {}
         }
-        let unexpired = cached.filter(|cached| now < cached.expires_at).map(|cached| cached.login);
+        let unexpired = cached.filter(|cached| now < cached.expires_at);
+        let unexpired = unexpired.map(|cached| cached.login.clone());
         if let Some(error) = state.backoff(now) {
             return unexpired.ok_or(error);
         }
@@ -97,11 +103,11 @@ impl CachedLogin {
     /// fetched within the last minute.
     pub(super) fn renew(
         &self,
-        rejected: &Login,
+        rejected: &T,
         now: Instant,
-        fetch: impl FnOnce() -> Result<Fetched, LoginError>,
-    ) -> Result<SharedLogin, LoginError> {
-        let is_other = |login: &SharedLogin| login.as_deref() != Some(rejected);
+        fetch: impl FnOnce() -> Result<Fetched<T>, LoginError>,
+    ) -> Result<SharedLogin<T>, LoginError> {
+        let is_other = |login: &SharedLogin<T>| login.as_deref() != Some(rejected);
         let _inside = self.fetching.enter(&());
         let state = self.lock();
         if let Some(cached) = state.cached.as_ref().filter(|cached| now < cached.renew_at)
@@ -134,8 +140,8 @@ impl CachedLogin {
         &self,
         why: Why,
         now: Instant,
-        fetch: impl FnOnce() -> Result<Fetched, LoginError>,
-    ) -> Result<SharedLogin, LoginError> {
+        fetch: impl FnOnce() -> Result<Fetched<T>, LoginError>,
+    ) -> Result<SharedLogin<T>, LoginError> {
         let started = Instant::now();
         let fetched = fetch();
         let mut state = self.lock();
@@ -156,20 +162,20 @@ impl CachedLogin {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
         // A panic leaves the state valid: each change is one assignment.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl<T> State<T> {
     /// The latest failure, while its backoff lasts.
     fn backoff(&self, now: Instant) -> Option<LoginError> {
         let failure = self.failure.as_ref().filter(|failure| now < failure.until)?;
         Some(failure.error.clone())
     }
 
-    fn store(&mut self, login: SharedLogin, lifetime: Duration, now: Instant) {
+    fn store(&mut self, login: SharedLogin<T>, lifetime: Duration, now: Instant) {
         let lifetime = lifetime.max(LIFETIME_MIN);
         let margin = (lifetime / MARGIN_DIVISOR).min(MARGIN_MAX);
         let (renew_at, expires_at) = (now + (lifetime - margin), now + lifetime);

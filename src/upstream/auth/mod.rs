@@ -17,9 +17,13 @@ mod refusals;
 mod single_flight;
 mod token;
 
-pub use aws::{AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings};
+pub use aws::{
+    AwsEnvironment, ContainerEndpoint, EcrRegistry, EcrSettings, FixedKeys, KeySettings,
+    SecretSource,
+};
 pub use credentials::{Credentials, HelperProgram, HelperSettings, RepositoryPrefix, Secret};
 
+pub(super) use aws::{CachedKeys, Keys, Scope, Signed, encoded_path, encoded_query, hex};
 pub(super) use challenge::Challenge;
 pub(super) use credentials::{Login, LoginError};
 pub(super) use logins::{Logins, Moment};

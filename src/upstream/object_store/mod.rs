@@ -1,57 +1,306 @@
-//! stub
+//! A client of object stores with Amazon's S3 protocol: objects are read, written, listed and deleted.
+//!
+//! `client` sends signed requests and repeats them after temporary failures; `objects` and `multipart` are the
+//! operations; `probe` finds out what a store supports. Calls block, and every wait is bounded, as for registries. Only
+//! the configured endpoint is contacted: redirects are not followed, since the signature covers the host.
+//!
+//! Stores differ: some ignore conditions or checksums, some refuse them with 501. A refused header is left out from then
+//! on. What a store ignores only [`ObjectStore::probe`] can find out. The content that a store returns is not verified
+//! here.
+//!
+//! Does not know what the objects are.
+
+mod address;
+mod client;
+mod clock;
+mod content;
+mod failure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod multipart;
+mod objects;
+mod probe;
+mod retry;
+#[cfg(test)]
+mod tests;
+mod xml;
+
+use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::auth::{AwsEnvironment, Secret};
-use super::error::{UpstreamError, UpstreamErrorKind};
-use super::network::{Endpoint, ProxySettings, TlsSettings};
+pub use probe::{ClockSkew, Probe};
 
+use self::client::Client;
+use self::retry::RetryPolicy;
+use super::auth::KeySettings;
+use super::error::UpstreamError;
+use super::network::{Endpoint, ProxySettings, Reach, Timeouts, TlsSettings};
+
+/// The timeouts of requests for which a client waits.
+const IMPATIENT: Timeouts = Timeouts {
+    connect: Duration::from_secs(2),
+    headers: Duration::from_secs(10),
+    stall: Duration::from_secs(10),
+    metadata: Duration::from_secs(10),
+};
+
+/// `objectStore`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectStoreSettings {
+    /// Where the store is. The path of its API is not used.
     pub endpoint: Endpoint,
+    /// The bucket, which must exist.
     pub bucket: String,
+    /// Precedes every key: empty, or ends with `/`.
     pub prefix: String,
+    /// The region in signatures, for example `eu-central-1`. Most stores that are not Amazon's accept any.
     pub region: String,
+    /// Where the bucket's name is in a URL.
     pub addressing: Addressing,
+    /// The store's authority, and the client certificate.
     pub tls: TlsSettings,
+    /// The keys for signing.
     pub keys: KeySettings,
+    /// Larger content is uploaded in parts of this size, in bytes. Stores accept 5 MiB and more. Parts are larger if
+    /// there would be more than 10,000.
     pub part_bytes: u64,
 }
+
+/// Where the bucket's name is in a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Addressing { Path, VirtualHost }
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct KeySettings { pub fixed: Option<FixedKeys>, pub profile: Option<String>, pub environment: AwsEnvironment }
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FixedKeys { pub id: String, pub secret: Secret, pub session_token: Option<Secret> }
-pub struct ObjectStore { settings: ObjectStoreSettings }
-pub struct Object { pub start: u64, pub end: Option<u64>, pub size: Option<u64>, pub reader: Box<dyn Read + Send> }
-pub struct ReadObject { pub bytes: Vec<u8>, pub etag: Option<String>, pub modified: Option<SystemTime> }
-pub struct ObjectHead { pub size: u64, pub etag: Option<String>, pub modified: Option<SystemTime> }
-pub enum Condition { None, IfAbsent, IfMatch(String) }
-pub enum Put { Done { etag: Option<String> }, Exists }
-pub struct Listed { pub key: String, pub size: u64, pub modified: Option<SystemTime> }
-pub struct Page { pub objects: Vec<Listed>, pub next: Option<String> }
-#[derive(Debug, Clone, Default)]
-pub struct Probe { pub error: Option<UpstreamError>, pub is_readable: bool, pub is_writable: bool, pub has_create_if_absent: bool, pub verifies_checksum: bool, pub verifies_content_hash: bool }
-pub trait UploadSource: Sync {
-    fn size(&self) -> u64;
-    fn sha256(&self) -> Option<[u8; 32]>;
-    fn open(&self, from: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>>;
-    fn is_cancelled(&self) -> bool;
+pub enum Addressing {
+    /// `https://s3.example.com/bucket/key`.
+    Path,
+    /// `https://bucket.s3.example.com/key`.
+    VirtualHost,
 }
+
+/// A part of a bucket. Keys are those below the configured prefix.
+pub struct ObjectStore {
+    client: Client,
+}
+
+/// An object, or a part of it, that is arriving.
+pub struct Object {
+    /// The offset of the first byte in `reader`: less than requested if the store does not support ranges.
+    pub start: u64,
+    /// The offset after its last byte, if the store sends less than the rest of the object.
+    pub end: Option<u64>,
+    /// The size of the complete object in bytes, if the store reports it.
+    pub size: Option<u64>,
+    /// The bytes, which are not verified. Fails if the connection breaks.
+    pub reader: Box<dyn Read + Send>,
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Object");
+        debug.field("start", &self.start).field("end", &self.end).field("size", &self.size);
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// A small object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadObject {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// For [`Condition::IfMatch`]; in quotes, as the store sends it.
+    pub etag: Option<String>,
+    /// When it was written, by the store's clock.
+    pub modified: SystemTime,
+}
+
+/// What HEAD returns for an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectHead {
+    /// Its size in bytes.
+    pub size: u64,
+    /// For [`Condition::IfMatch`]; in quotes, as the store sends it.
+    pub etag: Option<String>,
+    /// When it was written, by the store's clock.
+    pub modified: SystemTime,
+}
+
+/// When an object is written.
+///
+/// On stores that refuse conditions, HEAD is used instead; two writers may then both write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Condition {
+    /// Always. The last writer wins.
+    None,
+    /// If there is no object with this key.
+    IfAbsent,
+    /// If the object still has this ETag.
+    IfMatch(String),
+}
+
+/// The outcome of a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Put {
+    /// The object was written.
+    Done {
+        /// Its ETag.
+        etag: Option<String>,
+    },
+    /// The condition does not apply: an object exists, was changed, or is being written at this moment. Also the outcome
+    /// if this very write succeeded but its response was lost.
+    Exists,
+}
+
+/// An object in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Its key, without the configured prefix.
+    pub key: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// When it was written, by the store's clock.
+    pub modified: SystemTime,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Page {
+    /// At most 1,000 objects, in the order of their keys.
+    pub objects: Vec<ListedObject>,
+    /// For [`ObjectStore::list`]: the next page begins here. `None` on the last page.
+    pub next: Option<String>,
+}
+
+/// Content to upload. It is read at several places, and again after a failure.
+pub trait UploadSource: Sync {
+    /// Its size in bytes.
+    fn size(&self) -> u64;
+
+    /// The SHA-256 of the complete content, if it is known. Otherwise the content is read twice.
+    fn sha256(&self) -> Option<[u8; 32]>;
+
+    /// Reads `length` bytes from offset `from`.
+    ///
+    /// # Errors
+    /// If it cannot be read. The upload then fails, and is not repeated.
+    fn open(&self, from: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>>;
+
+    /// Whether the upload should end early.
+    fn is_cancelled(&self) -> bool;
+
+    /// Whether the store should discard the parts of a cancelled upload. Otherwise the next upload of this content
+    /// resumes there.
+    fn discards_parts_when_cancelled(&self) -> bool {
+        false
+    }
+}
+
 impl ObjectStore {
-    pub fn new(settings: ObjectStoreSettings, _: Arc<ProxySettings>) -> ObjectStore { ObjectStore { settings } }
-    pub fn settings(&self) -> &ObjectStoreSettings { &self.settings }
-    pub fn url(&self) -> String { self.settings.endpoint.url() }
-    fn no<T>(&self) -> Result<T, UpstreamError> { Err(UpstreamError::new(self.url(), UpstreamErrorKind::OutOfService)) }
-    pub fn get(&self, _: &str, _: u64, _: Option<u64>) -> Result<Object, UpstreamError> { self.no() }
-    pub fn read(&self, _: &str, _: u64) -> Result<ReadObject, UpstreamError> { self.no() }
-    pub fn head(&self, _: &str) -> Result<ObjectHead, UpstreamError> { self.no() }
-    pub fn put(&self, _: &str, _: &[u8], _: Condition) -> Result<Put, UpstreamError> { self.no() }
-    pub fn upload(&self, _: &str, _: &dyn UploadSource, _: Condition) -> Result<Put, UpstreamError> { self.no() }
-    pub fn delete(&self, _: &[String]) -> Result<usize, UpstreamError> { self.no() }
-    pub fn list(&self, _: &str, _: Option<&str>) -> Result<Page, UpstreamError> { self.no() }
-    pub fn probe(&self, _: &str) -> Probe { Probe::default() }
-    pub fn presigned_get(&self, _: &str, _: Duration) -> Result<String, UpstreamError> { self.no() }
+    /// Makes no request.
+    pub fn new(settings: ObjectStoreSettings, proxies: Arc<ProxySettings>) -> ObjectStore {
+        let reach = Reach { timeouts: Timeouts::default(), proxies };
+        ObjectStore { client: Client::new(settings, &reach, RetryPolicy::default()) }
+    }
+
+    /// As [`ObjectStore::new`], for a caller that has another source: requests are not repeated, and a store that does
+    /// not answer is not waited for.
+    pub fn impatient(settings: ObjectStoreSettings, proxies: Arc<ProxySettings>) -> ObjectStore {
+        let reach = Reach { timeouts: IMPATIENT, proxies };
+        let retries = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+        ObjectStore { client: Client::new(settings, &reach, retries) }
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &ObjectStoreSettings {
+        self.client.settings()
+    }
+
+    /// The URL of the bucket and the prefix, for messages.
+    pub fn url(&self) -> String {
+        self.client.url()
+    }
+
+    /// Makes the next request read the keys and the certificate files again.
+    pub fn refresh(&self) {
+        self.client.refresh();
+    }
+
+    /// The object from offset `from` to before `to`, or to its end. A body that breaks is not requested again here.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; [`UpstreamError::is_not_found`] if there is no such object.
+    pub fn get(&self, key: &str, from: u64, to: Option<u64>) -> Result<Object, UpstreamError> {
+        objects::get(&self.client, key, from, to)
+    }
+
+    /// A small object of at most `limit_bytes`.
+    ///
+    /// # Errors
+    /// As [`ObjectStore::get`]; also if the object is larger.
+    pub fn read(&self, key: &str, limit_bytes: u64) -> Result<ReadObject, UpstreamError> {
+        objects::read(&self.client, key, limit_bytes)
+    }
+
+    /// The size and the age of an object.
+    ///
+    /// # Errors
+    /// As [`ObjectStore::get`]. HEAD has no error code, so a missing bucket looks like a missing object.
+    pub fn head(&self, key: &str) -> Result<ObjectHead, UpstreamError> {
+        objects::head(&self.client, key)
+    }
+
+    /// Writes a small object.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub fn put(&self, key: &str, bytes: &[u8], condition: Condition) -> Result<Put, UpstreamError> {
+        objects::put(&self.client, key, bytes, &condition)
+    }
+
+    /// Uploads content: with one request up to `part_bytes`, otherwise in parts. An upload in parts continues where an
+    /// earlier one of the same key has ended.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]. The parts that were sent stay in the store, for the next upload.
+    pub fn upload(
+        &self,
+        key: &str,
+        content: &dyn UploadSource,
+        condition: Condition,
+    ) -> Result<Put, UpstreamError> {
+        match content.size() > self.settings().part_bytes {
+            true => multipart::upload(&self.client, key, content, &condition),
+            false => objects::upload(&self.client, key, content, &condition),
+        }
+    }
+
+    /// Deletes objects. Returns how many are gone, including those that did not exist.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]: the first failure. Other objects may have been deleted.
+    pub fn delete(&self, keys: &[String]) -> Result<usize, UpstreamError> {
+        objects::delete(&self.client, keys)
+    }
+
+    /// A page of the objects whose keys begin with `prefix`. `after` is [`Page::next`] of the previous page.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, UpstreamError> {
+        objects::list(&self.client, prefix, after)
+    }
+
+    /// Tries what the store supports, with the object `probe/<name>`, which is then deleted. Two processes must not use
+    /// one name at the same time. Takes seconds at most. Conditions and checksums that the store refuses are left out
+    /// from then on.
+    pub fn probe(&self, name: &str) -> Probe {
+        probe::probe(&self.client, name)
+    }
+
+    /// A URL from which anyone can get the object, for at most seven days.
+    ///
+    /// # Errors
+    /// If there are no keys.
+    pub fn presigned_get(&self, key: &str, expires: Duration) -> Result<String, UpstreamError> {
+        self.client.presigned_get(key, expires)
+    }
 }

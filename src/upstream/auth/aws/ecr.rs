@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use time::UtcDateTime;
 
-use super::sigv4::{Scope, Signed};
-use super::sources::keys;
+use super::sigv4::{Scope, Signed, hash};
+use super::sources::{KeySource, keys};
 use super::{Agents, AwsEnvironment, Call, EcrRegistry, Target, unavailable};
 use crate::upstream::auth::cached_login::Fetched;
 use crate::upstream::auth::credentials::{Login, LoginError, Secret};
@@ -61,8 +61,13 @@ impl Ecr {
     /// # Errors
     /// Which service failed, its response, and what to do.
     pub(in crate::upstream) fn login(&self, now: SystemTime) -> Result<Fetched, LoginError> {
-        let keys = keys(&self.settings, &self.agents)?;
         let registry = &self.settings.registry;
+        let source = KeySource {
+            profile: self.settings.profile.as_deref(),
+            environment: &self.settings.environment,
+            sts: registry.sts(),
+        };
+        let keys = keys(&source, &self.agents)?.keys;
         let configured = self.settings.environment.ecr_endpoint.clone();
         let endpoint = configured.unwrap_or_else(|| registry.ecr());
         let headers = vec![
@@ -70,14 +75,16 @@ impl Ecr {
             ("host", endpoint.authority.clone()),
             ("x-amz-target", OPERATION.to_owned()),
         ];
-        let request = Signed { method: "POST", path: "/", body: b"{}", headers };
+        let body = b"{}";
+        let payload = hash(body);
+        let request = Signed { method: "POST", path: "/", query: "", payload: &payload, headers };
         let time = UtcDateTime::from(now);
         let scope = Scope { region: registry.region(), service: "ecr", time };
         let call = Call {
             method: "POST",
             url: super::url(&endpoint, "/"),
             headers: keys.sign(&scope, request),
-            body: b"{}".to_vec(),
+            body: body.to_vec(),
         };
         let body = self.agents.call(Target::Service, endpoint.scheme, call)?.ok(
             "the AWS credentials must be valid and allow ecr:GetAuthorizationToken, and the clock must \

@@ -162,6 +162,15 @@ impl EcrRegistry {
     }
 }
 
+/// The endpoint of the STS API in a region of an object store. Stores that are not Amazon's have other names for
+/// theirs (`auto`), which have no STS: keys for roles then come from Amazon's global one.
+pub(super) fn sts_in(region: &str) -> Endpoint {
+    match EcrRegistry::in_region(region) {
+        Ok(registry) => registry.sts(),
+        Err(_) => Endpoint::new(Scheme::Https, "sts.amazonaws.com"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

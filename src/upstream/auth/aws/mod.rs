@@ -1,9 +1,11 @@
-//! `token.provider: ecr`: finds AWS keys as Amazon's SDKs do, and gets a login for ECR with them.
+//! Finds AWS keys as Amazon's SDKs do, gets a login for ECR with them (`token.provider: ecr`), and signs requests to
+//! object stores.
 //!
 //! Threat: whoever can make Larder contact a metadata service can get the machine's keys. Therefore all addresses here
 //! come from the operator's environment or are Amazon's own, never from a registry, a redirect or a challenge. The
 //! agents follow no redirects and are used for nothing else.
 
+mod cached_keys;
 mod ecr;
 mod environment;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -11,9 +13,12 @@ pub(crate) mod fuzzing;
 mod sigv4;
 mod sources;
 
+pub(in crate::upstream) use cached_keys::CachedKeys;
+pub use cached_keys::{FixedKeys, KeySettings, SecretSource};
 pub(super) use ecr::Ecr;
 pub use ecr::EcrSettings;
 pub use environment::{AwsEnvironment, ContainerEndpoint, EcrRegistry};
+pub(in crate::upstream) use sigv4::{Keys, Scope, Signed, encoded_path, encoded_query, hex};
 
 use std::io::Read;
 use std::sync::Arc;

@@ -2,16 +2,18 @@
 //!
 //! Environment, web identity (IRSA), shared credentials file, container (ECS, EKS Pod Identity), instance metadata. The
 //! first configured source is used, even if it fails: the next one would use another identity than the intended one.
-//! Keys are not cached, since the login that is obtained with them is.
+//! Keys are not cached here: `ecr` caches the login that it obtains with them, and `cached_keys` the keys.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::sigv4::Keys;
 use super::{
-    Agents, AwsEnvironment, Call, ContainerEndpoint, EcrSettings, Target, element, unavailable,
-    unusable, url,
+    Agents, AwsEnvironment, Call, ContainerEndpoint, Target, element, unavailable, unusable, url,
 };
 use crate::upstream::auth::credentials::{LoginError, Secret};
 use crate::upstream::auth::logins::read;
@@ -33,30 +35,54 @@ struct TemporaryKeys {
     access_key_id: String,
     secret_access_key: String,
     token: Option<String>,
+    expiration: Option<String>,
+}
+
+/// Where to find keys.
+pub(super) struct KeySource<'a> {
+    /// Only the keys of this profile are used.
+    pub(super) profile: Option<&'a str>,
+    pub(super) environment: &'a AwsEnvironment,
+    /// The service that issues keys for roles, unless `AWS_ENDPOINT_URL_STS` names another one.
+    pub(super) sts: Endpoint,
+}
+
+/// The keys that were found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct FoundKeys {
+    pub(super) keys: Keys,
+    /// Only temporary keys have one.
+    pub(super) expires_at: Option<SystemTime>,
+}
+
+impl From<Keys> for FoundKeys {
+    fn from(keys: Keys) -> FoundKeys {
+        FoundKeys { keys, expires_at: None }
+    }
 }
 
 /// The keys for signing.
 ///
 /// # Errors
 /// Which source fails, how, and what to do; or that there is none.
-pub(super) fn keys(settings: &EcrSettings, agents: &Agents) -> Result<Keys, LoginError> {
-    let environment = &settings.environment;
-    // A profile in the registry's entry takes precedence over the identity of the process.
-    if let Some(profile) = &settings.profile {
-        return from_profile(environment, profile);
+pub(super) fn keys(source: &KeySource<'_>, agents: &Agents) -> Result<FoundKeys, LoginError> {
+    let environment = source.environment;
+    // A profile in the entry of a registry or store takes precedence over the identity of the process.
+    if let Some(profile) = source.profile {
+        return from_profile(environment, profile).map(FoundKeys::from);
     }
     if let Some((id, secret)) = &environment.keys {
         let session_token = environment.session_token.clone();
-        return Ok(Keys { id: id.clone(), secret: secret.clone(), session_token });
+        return Ok(Keys { id: id.clone(), secret: secret.clone(), session_token }.into());
     }
     if let Some((file, role)) = &environment.web_identity {
-        return from_web_identity(settings, file, role, agents);
+        return from_web_identity(source, file, role, agents);
     }
     if let Some(profile) = &environment.profile {
-        return from_profile(environment, profile);
+        return from_profile(environment, profile).map(FoundKeys::from);
     }
     if let Some(keys) = from_default_profile(environment)? {
-        return Ok(keys);
+        return Ok(keys.into());
     }
     if let Some(container) = &environment.container {
         return from_container(environment, container, agents);
@@ -74,12 +100,12 @@ pub(super) fn keys(settings: &EcrSettings, agents: &Agents) -> Result<Keys, Logi
 
 /// Assumes a role with a token that the cluster has written to a file (IRSA) and renews there from time to time.
 fn from_web_identity(
-    settings: &EcrSettings,
+    source: &KeySource<'_>,
     file: &Path,
     role: &str,
     agents: &Agents,
-) -> Result<Keys, LoginError> {
-    let environment = &settings.environment;
+) -> Result<FoundKeys, LoginError> {
+    let environment = source.environment;
     let token = read(file, "AWS_WEB_IDENTITY_TOKEN_FILE").map_err(unusable)?;
     let session = environment.role_session_name.as_deref().unwrap_or(SESSION_NAME);
     let form = form(&[
@@ -89,7 +115,7 @@ fn from_web_identity(
         ("RoleSessionName", session),
         ("WebIdentityToken", token.trim()),
     ]);
-    let endpoint = environment.sts_endpoint.clone().unwrap_or_else(|| settings.registry.sts());
+    let endpoint = environment.sts_endpoint.clone().unwrap_or_else(|| source.sts.clone());
     let call = Call {
         method: "POST",
         url: url(&endpoint, "/"),
@@ -102,10 +128,13 @@ fn from_web_identity(
     )?;
     let part = |name| element(&body, name);
     match (part("AccessKeyId"), part("SecretAccessKey"), part("SessionToken")) {
-        (Some(id), Some(secret), Some(token)) => Ok(Keys {
-            id: id.to_owned(),
-            secret: Secret::new(secret),
-            session_token: Some(Secret::new(token)),
+        (Some(id), Some(secret), Some(token)) => Ok(FoundKeys {
+            keys: Keys {
+                id: id.to_owned(),
+                secret: Secret::new(secret),
+                session_token: Some(Secret::new(token)),
+            },
+            expires_at: part("Expiration").and_then(point_in_time),
         }),
         _ => Err(unavailable("the response to AssumeRoleWithWebIdentity contains no keys".into())),
     }
@@ -163,7 +192,7 @@ fn from_container(
     environment: &AwsEnvironment,
     endpoint: &ContainerEndpoint,
     agents: &Agents,
-) -> Result<Keys, LoginError> {
+) -> Result<FoundKeys, LoginError> {
     let token = match &environment.container_token_file {
         // Renewed by the cluster from time to time.
         Some(path) => {
@@ -184,7 +213,7 @@ fn from_container(
 
 /// The keys of the instance, by version 2 of its metadata service only: version 1 answers any GET that an attacker can
 /// make a process send.
-fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<Keys, LoginError> {
+fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<FoundKeys, LoginError> {
     let ask = |method, path: &str, header| {
         let call =
             Call { method, url: url(endpoint, path), headers: vec![header], body: Vec::new() };
@@ -211,15 +240,23 @@ fn from_metadata(endpoint: &Endpoint, agents: &Agents) -> Result<Keys, LoginErro
     temporary_keys(&body, "the instance metadata service")
 }
 
-pub(super) fn temporary_keys(body: &str, whose: &str) -> Result<Keys, LoginError> {
+pub(super) fn temporary_keys(body: &str, whose: &str) -> Result<FoundKeys, LoginError> {
     let temporary_keys: TemporaryKeys = serde_json::from_str(body)
         // The parser's text could quote the keys.
         .map_err(|_| unavailable(format!("the response of {whose} contains no keys")))?;
-    Ok(Keys {
-        id: temporary_keys.access_key_id,
-        secret: Secret::new(temporary_keys.secret_access_key),
-        session_token: temporary_keys.token.map(Secret::new),
+    Ok(FoundKeys {
+        expires_at: temporary_keys.expiration.as_deref().and_then(point_in_time),
+        keys: Keys {
+            id: temporary_keys.access_key_id,
+            secret: Secret::new(temporary_keys.secret_access_key),
+            session_token: temporary_keys.token.map(Secret::new),
+        },
     })
+}
+
+/// A time as Amazon's services write it: `2030-01-01T00:00:00Z`.
+fn point_in_time(text: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
 }
 
 fn form(pairs: &[(&str, &str)]) -> String {
@@ -235,6 +272,8 @@ fn form(pairs: &[(&str, &str)]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn keys_of(id: &str, secret: &str, token: Option<&str>) -> Keys {
@@ -275,7 +314,10 @@ aws_secret_access_key =
     fn temporary_keys_are_parsed_and_never_quoted() {
         let body = r#"{"Code":"Success","AccessKeyId":"A","SecretAccessKey":"s","Token":"t",
                        "Expiration":"2030-01-01T00:00:00Z"}"#;
-        assert_eq!(temporary_keys(body, "x"), Ok(keys_of("A", "s", Some("t"))));
+        let found = temporary_keys(body, "x").unwrap();
+        assert_eq!(found.keys, keys_of("A", "s", Some("t")));
+        let expires_at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_893_456_000);
+        assert_eq!(found.expires_at, Some(expires_at));
         let error =
             temporary_keys(r#"{"AccessKeyId":"A","SecretAccessKey":hunter2}"#, "it").unwrap_err();
         assert!(!error.reason().contains("hunter2"), "{error:?}");
