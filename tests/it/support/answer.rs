@@ -1,4 +1,4 @@
-//! One response of the fake registry: its content, its framing, and how its delivery fails.
+//! One response of a fake server: its content, its framing, and how its delivery fails.
 //!
 //! Must not know content, requests or scripts: a fault edits an [`Answer`], this file only sends it.
 

@@ -254,7 +254,7 @@ fn ranged(bytes: &[u8], content_type: &str, request: &Recorded) -> Answer {
 
 /// Parses a byte range. Returns `None` for ignored ranges (several, other units, invalid, empty content), and an error
 /// for unsatisfiable ones.
-fn range(text: &str, total: usize) -> Option<Result<Range<usize>, ()>> {
+pub(super) fn range(text: &str, total: usize) -> Option<Result<Range<usize>, ()>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     if total == 0 {
         return None;

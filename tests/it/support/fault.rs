@@ -1,19 +1,22 @@
-//! The script of a fake registry: which requests fail, and how.
+//! The script of a fake registry or bucket: which requests fail, and how.
 //!
 //! Faults are checked in the order in which they were added. The first one that matches and is not used up applies.
-//! Authentication comes first: a request that `require_bearer` answers with 401 uses up no fault.
+//! Authentication comes first: a request that is answered with 401 or 403 for its credentials uses up no fault.
 
 use super::Gate;
 use super::answer::{Answer, Close, Cut, Framing};
-use super::wire::Recorded;
+use super::bucket::{Operation, target};
+use super::wire::{Recorded, percent_decode};
 
 /// Selects requests. Applies every time unless narrowed by [`times`](On::times), [`after`](On::after) …
 ///
-/// Paths are compared as sent; `*` matches any text, including slashes.
+/// Paths are compared as sent and decoded; `*` matches any text, including slashes.
 #[derive(Clone, Debug)]
 pub struct On {
     method: Option<&'static str>,
     path: String,
+    /// An S3 operation and a pattern for its key.
+    operation: Option<(Operation, String)>,
     times: usize,
     after: usize,
     with_header: Option<String>,
@@ -26,6 +29,7 @@ impl On {
         On {
             method: (method != "*").then_some(method),
             path: pattern.to_owned(),
+            operation: None,
             times: usize::MAX,
             after: 0,
             with_header: None,
@@ -88,6 +92,11 @@ impl On {
         On::path("*", "/token")
     }
 
+    /// An S3 operation on a key (of a [`FakeBucket`](super::FakeBucket)). For operations without a key the pattern is `*`.
+    pub fn s3(operation: Operation, key: &str) -> On {
+        On { operation: Some((operation, key.to_owned())), ..On::anything() }
+    }
+
     /// The first `n` matching requests only.
     pub fn times(mut self, n: usize) -> On {
         self.times = n;
@@ -115,7 +124,11 @@ impl On {
     fn matches(&self, request: &Recorded) -> bool {
         let carries = |name: &Option<String>| name.as_ref().map(|name| request.header(name));
         self.method.is_none_or(|method| method == request.method)
-            && glob(&self.path, &request.path)
+            && matches_path(&self.path, request)
+            && self.operation.as_ref().is_none_or(|(operation, pattern)| {
+                let (asked, key) = target(request);
+                asked == *operation && glob(pattern, &key)
+            })
             && carries(&self.with_header).is_none_or(|value| value.is_some())
             && carries(&self.without_header).is_none_or(|value| value.is_none())
     }
@@ -180,6 +193,20 @@ pub enum Fault {
     RangeFrom(u64),
     /// Sends raw bytes instead of a response, then FIN.
     Raw(Vec<u8>),
+    /// Reads this number of bytes of the request body (all of a shorter one), waits, and continues ([`FakeBucket`] only).
+    /// Requests wait before they have an effect.
+    ///
+    /// [`FakeBucket`]: super::FakeBucket
+    GateRequest(usize, Gate),
+    /// Reads this number of bytes of the request body (all of a shorter one) and resets the connection ([`FakeBucket`] only).
+    /// The request has no effect.
+    ///
+    /// [`FakeBucket`]: super::FakeBucket
+    CutRequest(usize),
+    /// The request has its effect, although the fault replaces the response ([`FakeBucket`] only).
+    ///
+    /// [`FakeBucket`]: super::FakeBucket
+    Performed(Box<Fault>),
     /// Several faults, applied in this order.
     All(Vec<Fault>),
 }
@@ -255,6 +282,7 @@ impl Fault {
             Fault::GateAfter(n, gate) => answer.pauses.push((*n, gate.clone())),
             Fault::StallForever => answer.before_head.push(until_drop.clone()),
             Fault::StallAfter(n) => answer.pauses.push((*n, until_drop.clone())),
+            Fault::Performed(fault) => fault.spoil(answer, until_drop),
             Fault::All(faults) => faults.iter().for_each(|fault| fault.spoil(answer, until_drop)),
             Fault::Truncate(_) | Fault::WrongBytes | Fault::TooLong(_) => self.spoil_body(answer),
             _ => self.spoil_head(answer),
@@ -286,17 +314,56 @@ impl Fault {
         }
     }
 
+    /// Whether the response has nothing to do with the request, so that a bucket does not perform the operation.
+    pub(super) fn replaces(&self) -> bool {
+        match self {
+            Fault::Status(..)
+            | Fault::Stranger(..)
+            | Fault::Html200
+            | Fault::Redirect(..)
+            | Fault::RateLimited { .. }
+            | Fault::HeadNotAllowed
+            | Fault::Raw(_)
+            | Fault::CloseBeforeHead
+            | Fault::ResetBeforeHead => true,
+            Fault::All(faults) => faults.iter().any(Fault::replaces),
+            _ => false,
+        }
+    }
+
+    /// The gates for the request body, with their positions.
+    pub(super) fn request_gates(&self) -> Vec<(usize, Gate)> {
+        match self {
+            Fault::GateRequest(n, gate) => vec![(*n, gate.clone())],
+            Fault::Performed(fault) => fault.request_gates(),
+            Fault::All(faults) => faults.iter().flat_map(Fault::request_gates).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The number of bytes of the request body after which the connection ends.
+    pub(super) fn request_cut(&self) -> Option<usize> {
+        match self {
+            Fault::CutRequest(n) => Some(*n),
+            Fault::All(faults) => faults.iter().find_map(Fault::request_cut),
+            _ => None,
+        }
+    }
+
     /// Every gate of the fault. The registry opens them when it is dropped.
     pub(super) fn gates(&self) -> Vec<Gate> {
         match self {
-            Fault::Gate(gate) | Fault::GateAfter(_, gate) => vec![gate.clone()],
+            Fault::Gate(gate) | Fault::GateAfter(_, gate) | Fault::GateRequest(_, gate) => {
+                vec![gate.clone()]
+            }
+            Fault::Performed(fault) => fault.gates(),
             Fault::All(faults) => faults.iter().flat_map(Fault::gates).collect(),
             _ => Vec::new(),
         }
     }
 }
 
-/// The faults of one registry, in the order in which they were added.
+/// The faults of one server, in the order in which they were added.
 #[derive(Default)]
 pub(super) struct Script(Vec<(On, Fault)>);
 
@@ -331,6 +398,11 @@ impl Script {
 
 fn drop_range(request: &mut Recorded) {
     request.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("range"));
+}
+
+/// Whether the path matches the pattern, as sent or decoded.
+pub(super) fn matches_path(pattern: &str, request: &Recorded) -> bool {
+    glob(pattern, &request.path) || glob(pattern, &percent_decode(&request.path))
 }
 
 /// Whether `text` matches `pattern`, in which `*` matches any text.

@@ -6,8 +6,7 @@ use super::{PATIENCE, lock};
 
 /// Clones share the gate. An opened gate stays open.
 ///
-/// A [`FakeRegistry`](super::FakeRegistry) opens all gates of its script when it is dropped, so a forgotten gate does
-/// not hang the test.
+/// A fake server opens all gates of its script when it is dropped, so a forgotten gate does not hang the test.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<Inside>);
 
@@ -61,7 +60,7 @@ impl Gate {
         );
     }
 
-    /// Waits until the gate is open, without a limit: the registry opens its gates when it is dropped.
+    /// Waits until the gate is open, without a limit: a fake server opens its gates when it is dropped.
     pub(super) fn pass(&self) {
         let mut state = lock(&self.0.state);
         state.reached += 1;

@@ -23,12 +23,14 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use larder::api::{Api, Naming};
-use larder::cache::{self, Cache, Counts, IndexWriter, UpstreamStatus};
+use larder::cache::{
+    self, Cache, Counts, IndexWriter, UploadSettings, UploadThread, UpstreamStatus,
+};
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
     self, BreakerPolicy, Endpoint, EndpointSettings, ProxySettings, RateLimit, Registries,
-    RegistrySettings, Scheme, Timeouts, UnlistedPorts, UnlistedRegistries,
+    RegistrySettings, Scheme, Sources, Timeouts, UnlistedPorts, UnlistedRegistries,
 };
 
 use super::client::{self, Connection};
@@ -49,6 +51,8 @@ const NOON: u64 = 1_800_000_000;
 pub struct Settings {
     pub cache: cache::Settings,
     pub upstream: upstream::Settings,
+    /// How content is uploaded to the bucket, if there is one.
+    pub uploads: Option<UploadSettings>,
     pub http: http::Settings,
     pub naming: Naming,
 }
@@ -78,6 +82,7 @@ struct Running {
     cache: Cache,
     registries: Arc<Registries>,
     _keeper: IndexWriter,
+    uploads: Option<UploadThread>,
 }
 
 /// Starting, stopping, time.
@@ -139,7 +144,8 @@ impl Larder {
 
     /// Drains. Later connections are refused.
     pub fn stop(&mut self) {
-        let Some(running) = self.running.take() else { return };
+        let Some(mut running) = self.running.take() else { return };
+        drop(running.uploads.take());
         running.controller.drain();
         let joined = running.thread.join();
         running.cache.close();
@@ -167,7 +173,12 @@ impl Larder {
             server.run();
         });
         let keeper = IndexWriter::start(cache.clone()).expect("a new thread");
-        let running = Running { address, controller, thread, cache, registries, _keeper: keeper };
+        let uploads = self.settings.uploads.as_ref().zip(registries.shared_bucket());
+        let uploads = uploads.map(|(settings, bucket)| {
+            UploadThread::start(cache.clone(), bucket, settings.clone()).expect("a new thread")
+        });
+        let running =
+            Running { address, controller, thread, cache, registries, _keeper: keeper, uploads };
         self.running = Some(running);
     }
 
@@ -350,6 +361,7 @@ impl Settings {
             },
             upstream: upstream::Settings {
                 peers: None,
+                bucket: None,
                 parents: Vec::new(),
                 registries: Vec::new(),
                 unlisted: UnlistedRegistries::Deny,
@@ -359,6 +371,7 @@ impl Settings {
                 breaker: BreakerPolicy { failures: u32::MAX, ..BreakerPolicy::default() },
                 proxies: ProxySettings::default(),
             },
+            uploads: None,
             http: http::Settings {
                 workers: 4,
                 max_connections: 1024,

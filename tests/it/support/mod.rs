@@ -1,4 +1,4 @@
-//! Test support: a registry that fails as scripted, and a client that observes how responses end.
+//! Test support: servers that fail as scripted, and a client that observes how responses end.
 //!
 //! | file | provides |
 //! | --- | --- |
@@ -18,8 +18,11 @@
 //! | `process.rs` | [`Process`](process::Process): the program as a separate process |
 //! | `openapi.rs` | [`Description`](openapi::Description): `docs/openapi.yaml`, to check responses with |
 //! | `site.rs` | [`Site`](site::Site): a cache directory with commands and a server, content of any age |
-//! | `server.rs`, `content.rs`, `answer.rs`, `wire.rs` | internals of the fake registry |
+//! | `bucket/` | [`FakeBucket`]: a scripted S3 server; its documentation is the manual |
+//! | `server.rs`, `content.rs` | internals of the fake registry |
+//! | `answer.rs`, `port.rs`, `wire.rs` | internals of the fake servers |
 //! | `selftest.rs`, `selftest_auth.rs` | tests of the fake registry |
+//! | `selftest_bucket.rs`, `selftest_bucket_faults.rs` | tests of the fake bucket |
 //! | `source.rs` | the source of the project as text, for `tidy.rs` |
 //!
 //! Only `larder.rs` and `aws.rs` (for its settings) depend on Larder. Nothing here sleeps for a fixed time: every wait is
@@ -32,6 +35,7 @@
 
 mod answer;
 pub mod aws;
+pub mod bucket;
 pub mod bundle;
 pub mod client;
 mod content;
@@ -40,6 +44,7 @@ mod gate;
 mod image;
 pub mod larder;
 pub mod openapi;
+mod port;
 pub mod process;
 mod proxy;
 mod registry;
@@ -47,6 +52,8 @@ mod response;
 pub mod script;
 mod selftest;
 mod selftest_auth;
+mod selftest_bucket;
+mod selftest_bucket_faults;
 mod server;
 pub mod site;
 pub mod source;
@@ -61,12 +68,14 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 pub use self::larder::Larder;
 pub use aws::FakeAws;
+pub use bucket::{FakeBucket, Operation};
 pub use client::Connection;
 pub use fault::{Fault, On};
 pub use gate::Gate;
 pub use image::{Blob, Descriptor, Image, Index, Publish, media_type};
+pub use port::reserve_port;
 pub use proxy::FakeProxy;
-pub use registry::{FakeRegistry, reserve_port};
+pub use registry::FakeRegistry;
 pub use response::{End, Head, Response};
 pub use script::script;
 pub use tls::{Authority, Identity, self_signed};

@@ -26,17 +26,16 @@
 //! **Dropping** opens all gates of the script, closes all connections and joins all threads. The registry must outlive
 //! the program under test, so declare it first.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread;
 
-use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags, SocketType};
 use rustls::ServerConfig;
 
 use super::fault::{Fault, On};
 use super::image::{Image, Manifest, Publish};
+use super::port::Port;
 use super::server::{Shared, State, line};
 use super::tls::{self, Authority, ClientCertificate, Identity};
 use super::token::{Auth, TokenServer};
@@ -46,16 +45,8 @@ use super::{Gate, PATIENCE, bytes, digest_of, lock};
 /// See the module documentation.
 pub struct FakeRegistry {
     shared: Arc<Shared>,
-    /// The accepting thread; `None` while stopped.
-    listening: Mutex<Option<Listening>>,
+    port: Port,
     authority: Option<Authority>,
-    /// Bound but not listening: reserves the port while the registry is stopped.
-    _port: OwnedFd,
-}
-
-struct Listening {
-    closing: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
 }
 
 /// Starting, stopping, addresses.
@@ -107,50 +98,34 @@ impl FakeRegistry {
     }
 
     fn launch(authority: Option<Authority>, tls: Option<Arc<ServerConfig>>) -> FakeRegistry {
-        let (port, address) = reserve_port();
-        let shared = Arc::new(Shared::new(address, tls));
-        let registry = FakeRegistry { shared, listening: Mutex::new(None), authority, _port: port };
-        registry.start_again();
-        registry
+        let shared = Arc::new(Shared::new(tls));
+        let server = Arc::clone(&shared);
+        let port = Port::open(move |socket, connection| server.serve(socket, connection));
+        FakeRegistry { shared, port, authority }
     }
 
     /// Closes all connections and refuses new ones. Content, script and records stay.
     pub fn stop(&self) {
-        let Some(listening) = lock(&self.listening).take() else {
-            return;
-        };
-        listening.closing.store(true, Ordering::SeqCst);
-        // Wakes the thread from accept. If the connection is refused, the thread is already awake.
-        let _ = TcpStream::connect(self.shared.address);
-        if listening.thread.join().is_err() && !thread::panicking() {
-            panic!("the fake registry's accepting thread panicked");
-        }
-        self.cut_connections();
+        self.port.stop();
     }
 
     /// Listens again, on the same port, after [`FakeRegistry::stop`].
     pub fn start_again(&self) {
-        let mut listening = lock(&self.listening);
-        assert!(listening.is_none(), "the fake registry is already running");
-        let listener = TcpListener::bind(self.shared.address).expect("the reserved port");
-        let closing = Arc::new(AtomicBool::new(false));
-        let (shared, flag) = (Arc::clone(&self.shared), Arc::clone(&closing));
-        let thread = thread::spawn(move || shared.accept(&listener, &flag));
-        *listening = Some(Listening { closing, thread });
+        self.port.start_again();
     }
 
     /// Closes all connections, but accepts new ones.
     pub fn cut_connections(&self) {
-        self.shared.cut_connections();
+        self.port.cut_connections();
     }
 
     pub fn address(&self) -> SocketAddr {
-        self.shared.address
+        self.port.address()
     }
 
     /// `127.0.0.1:PORT`: the name of the registry in image references.
     pub fn host(&self) -> String {
-        self.shared.address.to_string()
+        self.address().to_string()
     }
 
     /// `http://127.0.0.1:PORT` (or `https://`) followed by `path`.
@@ -380,7 +355,7 @@ impl FakeRegistry {
 
     /// The number of accepted connections.
     pub fn connection_count(&self) -> u64 {
-        self.shared.accepted()
+        self.port.accepted()
     }
 
     /// The number of body bytes sent, over all responses.
@@ -400,7 +375,7 @@ impl Drop for FakeRegistry {
         self.shared.until_drop.open();
         let gates = std::mem::take(&mut lock(&self.shared.state).gates);
         gates.iter().for_each(Gate::open);
-        let panicked = self.shared.join_threads();
+        let panicked = self.port.join_threads();
         let unscripted = self.take_unscripted();
         if thread::panicking() {
             return;
@@ -408,18 +383,4 @@ impl Drop for FakeRegistry {
         assert!(panicked == 0, "{panicked} of the fake registry's threads panicked");
         assert!(unscripted.is_empty(), "unscripted requests: {unscripted:#?}");
     }
-}
-
-/// Reserves a port. While the socket is bound, no other process gets the port; since it never listens, connections are
-/// refused unless a listener of the test shares it (both have SO_REUSEADDR).
-pub fn reserve_port() -> (OwnedFd, SocketAddr) {
-    // Not inherited, so that a server started as a child does not keep the port.
-    let flags = SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
-        .expect("a socket can be made");
-    rustix::net::sockopt::set_socket_reuseaddr(&socket, true).expect("the option is known");
-    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let name: SocketAddrAny = rustix::net::getsockname(&socket).expect("a bound socket has a name");
-    let address = SocketAddrV4::try_from(name).expect("an IPv4 socket has an IPv4 address");
-    (socket, SocketAddr::V4(address))
 }

@@ -2,11 +2,9 @@
 //!
 //! Must not know how a registry is started, filled or queried: `registry.rs` does that.
 
-use std::collections::HashMap;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, Weak};
-use std::thread::{self, JoinHandle};
+use std::net::TcpStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex};
 
 use rustls::ServerConfig;
 
@@ -19,23 +17,13 @@ use super::{Gate, lock};
 
 /// The state shared between the connection threads and the test.
 pub(super) struct Shared {
-    pub address: SocketAddr,
     pub tls: Option<Arc<ServerConfig>>,
     pub state: Mutex<State>,
     /// Signalled when a request is recorded.
     pub recorded: Condvar,
     /// Opens when the registry is dropped.
     pub until_drop: Gate,
-    connections: Mutex<Connections>,
     pub body_bytes_sent: AtomicU64,
-}
-
-#[derive(Default)]
-struct Connections {
-    accepted: u64,
-    /// Weak, so that the socket closes when its thread ends.
-    open: HashMap<u64, Weak<TcpStream>>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Default)]
@@ -52,62 +40,18 @@ pub(super) struct State {
 }
 
 impl Shared {
-    pub fn new(address: SocketAddr, tls: Option<Arc<ServerConfig>>) -> Shared {
+    pub fn new(tls: Option<Arc<ServerConfig>>) -> Shared {
         Shared {
-            address,
             tls,
             state: Mutex::default(),
             recorded: Condvar::new(),
             until_drop: Gate::new(),
-            connections: Mutex::default(),
             body_bytes_sent: AtomicU64::new(0),
         }
     }
 
-    /// The number of accepted connections.
-    pub fn accepted(&self) -> u64 {
-        lock(&self.connections).accepted
-    }
-
-    /// Closes all connections.
-    pub fn cut_connections(&self) {
-        for socket in lock(&self.connections).open.values().filter_map(Weak::upgrade) {
-            // It may be closed already.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Waits for all connection threads, and returns how many of them panicked.
-    pub fn join_threads(&self) -> usize {
-        // Taken out first, because a thread takes the same lock when it ends.
-        let threads = std::mem::take(&mut lock(&self.connections).threads);
-        threads.into_iter().filter_map(|thread| thread.join().err()).count()
-    }
-
-    /// Accepts connections until `closing` is set and one more connection arrives.
-    pub fn accept(self: &Arc<Self>, listener: &TcpListener, closing: &AtomicBool) {
-        loop {
-            let accepted = listener.accept();
-            if closing.load(Ordering::SeqCst) {
-                return;
-            }
-            // A client that disconnects before it is accepted does not end the loop.
-            let Ok((socket, _)) = accepted else { continue };
-            let _ = socket.set_nodelay(true);
-            let socket = Arc::new(socket);
-            let mut connections = lock(&self.connections);
-            connections.accepted += 1;
-            let number = connections.accepted;
-            connections.open.insert(number, Arc::downgrade(&socket));
-            let shared = Arc::clone(self);
-            connections.threads.push(thread::spawn(move || {
-                shared.serve(Stream::new(socket, shared.tls.as_ref()), number);
-                lock(&shared.connections).open.remove(&number);
-            }));
-        }
-    }
-
-    fn serve(&self, mut stream: Stream, connection: u64) {
+    pub fn serve(&self, socket: Arc<TcpStream>, connection: u64) {
+        let mut stream = Stream::new(socket, self.tls.as_ref());
         let mut requests = Requests::new(connection);
         // An error is a disconnect: it ends the connection, not the test.
         while let Ok(Some(request)) = requests.next(&mut stream) {

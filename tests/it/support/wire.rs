@@ -1,6 +1,6 @@
-//! The fake registry's side of a socket: reading requests, and ways to end a connection.
+//! A fake server's side of a socket: reading requests, and ways to end a connection.
 //!
-//! Must not know what a registry is.
+//! Must not know what a registry or a bucket is.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -16,16 +16,16 @@ const HEAD_LIMIT: usize = 64 * 1024;
 /// The maximum size of a request body: form posts to a token endpoint.
 const BODY_LIMIT: usize = 1024 * 1024;
 
-/// Numbers the requests of *all* fake registries of the process, so that a test with two of them can compare the order.
+/// Numbers the requests of *all* fake servers of the process, so that a test with two of them can compare the order.
 /// The absolute numbers have no meaning.
 static ARRIVED: AtomicU64 = AtomicU64::new(0);
 
 /// A received request.
 #[derive(Clone, Debug)]
 pub struct Recorded {
-    /// Increases with every request, across all fake registries of the process.
+    /// Increases with every request, across all fake servers of the process.
     pub sequence: u64,
-    /// The number of its connection at this registry, starting at 1.
+    /// The number of its connection at this server, starting at 1.
     pub connection: u64,
     pub method: String,
     /// The path as sent, without the query and without percent-decoding.
@@ -61,6 +61,11 @@ impl Recorded {
             .filter(|(key, _)| key == name)
             .map(|(_, value)| value)
             .collect()
+    }
+
+    /// `None` without a Content-Length that is a number.
+    pub(super) fn content_length(&self) -> Option<usize> {
+        self.header("content-length").and_then(|text| text.parse().ok())
     }
 
     /// Path and query as sent.
@@ -108,7 +113,7 @@ pub(super) fn percent_decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// A socket with two owners: the thread that serves it, and the registry that may close it.
+/// A socket with two owners: the thread that serves it, and the port that may close it.
 pub(super) struct Socket(Arc<TcpStream>);
 
 impl Read for Socket {
@@ -217,6 +222,17 @@ impl Requests {
     /// # Errors
     /// If the socket fails or the bytes are not HTTP/1.
     pub fn next(&mut self, stream: &mut Stream) -> io::Result<Option<Recorded>> {
+        let Some(mut request) = self.head(stream)? else { return Ok(None) };
+        let length = request.content_length().unwrap_or(0).min(BODY_LIMIT);
+        request.body = self.body(stream, length)?;
+        Ok(Some(request))
+    }
+
+    /// The next request without its body; `None` if the client closes the connection between requests.
+    ///
+    /// # Errors
+    /// As [`Requests::next`].
+    pub fn head(&mut self, stream: &mut Stream) -> io::Result<Option<Recorded>> {
         let head_length = loop {
             if let Some(at) = find(&self.pending, b"\r\n\r\n") {
                 break at + 4;
@@ -232,20 +248,24 @@ impl Requests {
             }
         };
         let head: Vec<u8> = self.pending.drain(..head_length).collect();
-        let mut request = parse(&head, self.connection)?;
-        let length = request.header("content-length").and_then(|text| text.parse().ok());
-        let length = length.unwrap_or(0usize).min(BODY_LIMIT);
+        parse(&head, self.connection).map(Some)
+    }
+
+    /// The next `length` bytes of a body.
+    ///
+    /// # Errors
+    /// If the client disconnects before.
+    pub fn body(&mut self, stream: &mut Stream, length: usize) -> io::Result<Vec<u8>> {
         while self.pending.len() < length {
             if !self.fill(stream)? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        request.body = self.pending.drain(..length).collect();
-        Ok(Some(request))
+        Ok(self.pending.drain(..length).collect())
     }
 
     fn fill(&mut self, stream: &mut Stream) -> io::Result<bool> {
-        let mut chunk = [0; 4096];
+        let mut chunk = [0; 16 * 1024];
         let n = stream.read(&mut chunk)?;
         self.pending.extend_from_slice(&chunk[..n]);
         Ok(n > 0)
