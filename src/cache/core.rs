@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
 use super::committers::Committers;
 use super::counted::CountedSource;
 use super::negative::{Asked, NegativeCache};
 use super::scheduler::{Class, Purpose, Scheduler};
-use super::{CacheError, Clock, How, PATIENCE, Settings, lock};
+use super::uploads::BucketStatus;
+use super::{CacheError, Clock, How, PATIENCE, Settings, lock, uploads};
 use crate::client_address::ClientAddress;
 use crate::flight::{Follower, Joined, Leader};
 use crate::metrics::Metrics;
@@ -38,6 +39,8 @@ pub(super) struct Core {
     is_switched_off: AtomicBool,
     /// Held while the switch is checked, which looks up a file.
     checking_switch: Mutex<()>,
+    /// The uploads to the bucket, while they run.
+    uploads: Mutex<Weak<uploads::Shared>>,
 }
 
 impl Core {
@@ -67,6 +70,7 @@ impl Core {
             clock,
             is_switched_off: AtomicBool::new(store.is_offline()),
             checking_switch: Mutex::default(),
+            uploads: Mutex::default(),
             store,
             sources,
         }
@@ -107,10 +111,46 @@ impl Core {
         }
     }
 
+    /// Whether there is nothing to ask for what is not cached: the server is offline, and has no bucket.
+    pub(super) fn is_alone(&self) -> bool {
+        self.is_offline() && self.sources.shared_bucket().is_none()
+    }
+
     /// # Errors
-    /// [`CacheError::NotCached`] if the server is offline.
-    pub(super) fn stop_if_offline(&self) -> Result<(), CacheError> {
-        if self.is_offline() { Err(CacheError::NotCached) } else { Ok(()) }
+    /// [`CacheError::NotCached`] if the server is offline, and this source is the registry's.
+    pub(super) fn stop_if_offline(&self, source: &dyn Source) -> Result<(), CacheError> {
+        match self.is_offline() && source.is_authoritative() {
+            true => Err(CacheError::NotCached),
+            false => Ok(()),
+        }
+    }
+
+    /// Remembers the uploads, for their status.
+    pub(super) fn set_uploads(&self, uploads: &Arc<uploads::Shared>) {
+        *lock(&self.uploads) = Arc::downgrade(uploads);
+    }
+
+    /// The state of the bucket and of the uploads.
+    pub(super) fn bucket_status(&self) -> Option<BucketStatus> {
+        let uploads = lock(&self.uploads).upgrade()?;
+        Some(uploads.status(self.sources.bucket_status()))
+    }
+
+    /// Refuses a request to a registry that fails or limits the rate, unless the bucket has the content.
+    ///
+    /// # Errors
+    /// [`CacheError::BackingOff`].
+    pub(super) fn stop_if_backing_off(
+        &self,
+        name: &ImageName,
+        is_in_bucket: impl FnOnce(&dyn Source) -> bool,
+    ) -> Result<(), CacheError> {
+        let Some(wait) = self.negative.backoff(name, self.now()) else { return Ok(()) };
+        match self.sources.bucket(&name.upstream) {
+            Some(bucket) if !is_in_bucket(&*bucket) => Err(CacheError::BackingOff { wait }),
+            // Without a bucket, this was checked when the request arrived.
+            _ => Ok(()),
+        }
     }
 
     /// # Errors
@@ -119,13 +159,15 @@ impl Core {
         if self.blob_fetchers.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
     }
 
-    /// The source of a registry's content. Its requests are counted.
+    /// The source of a registry's content; offline, only what the bucket has of it. Its requests are counted.
     ///
     /// # Errors
-    /// [`CacheError`] if the server is offline or the registry is not allowed.
+    /// [`CacheError`] if the server is offline and has no bucket, or the registry is not allowed.
     pub(super) fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, CacheError> {
-        self.stop_if_offline()?;
-        let source = self.sources.source(upstream)?;
+        let source = match self.is_offline() {
+            true => self.sources.bucket(upstream).ok_or(CacheError::NotCached)?,
+            false => self.sources.source(upstream)?,
+        };
         Ok(Arc::new(CountedSource::new(source, upstream.clone(), Arc::clone(&self.metrics))))
     }
 
@@ -138,7 +180,9 @@ impl Core {
         name: &ImageName,
         client: Option<ClientAddress>,
     ) -> Result<Purpose, CacheError> {
-        self.stop_if_offline()?;
+        if self.is_alone() {
+            return Err(CacheError::NotCached);
+        }
         let class = Class::of(&name.upstream, self.sources.standing(&name.upstream)?);
         Ok(Purpose { class, name: name.clone(), client })
     }
@@ -178,13 +222,15 @@ impl Core {
     /// handles it.
     pub(super) fn note_outcome<T>(
         &self,
+        source: &dyn Source,
         name: &ImageName,
         asked: Asked,
         result: &Result<T, UpstreamError>,
     ) {
-        let has_mirrors =
-            self.sources.source(&name.upstream).is_ok_and(|source| source.endpoints() > 1);
-        if !has_mirrors {
+        if !source.is_authoritative() {
+            return;
+        }
+        if !source.has_mirrors() {
             self.negative.note_limit(name, result, self.now());
         }
         self.negative.note(&name.upstream, asked, result, self.now());

@@ -308,8 +308,12 @@ impl EvictionService {
 }
 
 fn nothing_left(eviction: &Eviction) -> String {
+    let waiting = match eviction.not_uploaded {
+        0 => String::new(),
+        images => format!(", or waits for its upload to the bucket ({})", plural(images, "image")),
+    };
     format!(
-        "everything else is pinned ({}) or was used in the last ten minutes",
+        "everything else is pinned ({}) or was used in the last ten minutes{waiting}",
         plural(eviction.pinned, "image")
     )
 }

@@ -32,6 +32,7 @@ mod poller;
 mod prefetch;
 mod scheduler;
 mod status;
+mod uploads;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,6 +61,7 @@ pub use manifests::{
 pub use prefetch::{Prefetch, PrefetchOnHead};
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
+pub use uploads::{BucketStatus, UploadSettings, UploadThread};
 
 pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
 pub use crate::upstream::{
@@ -397,6 +399,11 @@ impl Cache {
     /// The health of the registries.
     pub fn upstreams(&self) -> Vec<UpstreamStatus> {
         self.core().sources.statuses()
+    }
+
+    /// The bucket and the uploads to it, if there is one.
+    pub fn bucket_status(&self) -> Option<BucketStatus> {
+        self.core().bucket_status()
     }
 
     /// The members of the group of this process.

@@ -19,7 +19,6 @@ use crate::oci::PartReference;
 use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
 use crate::units::{duration, plural, size};
-use crate::upstream::Registries;
 
 /// The number of bytes of a file that are read to distinguish a list from a bundle.
 const HEAD_BYTES: u64 = 8192;
@@ -76,7 +75,7 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
 /// A cache with the server's settings, but without the negative cache and prefetching of blobs, since commands
 /// wait for every image and retry failures.
 pub(super) fn cache(settings: &Settings, store: Store) -> Cache {
-    let registries = Arc::new(Registries::new(settings.upstream.clone()));
+    let registries = Arc::new(settings.registries());
     let cache_settings = cache::Settings {
         negative_ttl: Duration::ZERO,
         prefetch: Prefetch { blobs: false, ..settings.cache.prefetch.clone() },

@@ -17,14 +17,16 @@ use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
-use crate::cache::{Cache, CompletionThread, IndexWriter, MaintenanceThread, Scrubber};
+use crate::cache::{
+    Cache, CompletionThread, IndexWriter, MaintenanceThread, Scrubber, UploadThread,
+};
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
 use crate::introduction;
 use crate::store::Store;
 use crate::units::{duration, plural};
-use crate::upstream::{ProxySettings, Registries};
+use crate::upstream::{ProxySettings, Registries, Sources};
 use crate::users::Users;
 
 /// The number of images that are preloaded at the same time: clients need a share of the link.
@@ -66,7 +68,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     if settings.cache.freshness.own.is_some() {
         import_hello_world(&store, started);
     }
-    let registries = Arc::new(Registries::new(settings.upstream.clone()));
+    let registries = Arc::new(settings.registries());
     let clock = Arc::new(SystemTime::now);
     let cache =
         Cache::new(store.clone(), Arc::clone(&registries) as _, settings.cache.clone(), clock);
@@ -81,6 +83,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
         .map_err(|source| CommandError::System { doing: "start maintenance", source })?;
     let completion = CompletionThread::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start completing images", source })?;
+
+    let uploads = start_uploads(&settings, &cache, &registries)?;
 
     let edge = http::Settings {
         max_connections: affordable(settings.http.max_connections),
@@ -122,7 +126,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     management.iter().for_each(Controller::drain);
     // First, because this ends evictions for which fetches wait.
     cache.close();
-    drop((scrubber, maintenance, completion));
+    drop((scrubber, maintenance, completion, uploads));
     // A drain that serves has waited already, and nothing listens on the port any more.
     cache.wait_for_fetches(match drain {
         http::Drain::Refuse | http::Drain::Handover => LAST_COMMITS,
@@ -131,6 +135,21 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     drop(index_writer);
     log::info!("stopped");
     Ok(())
+}
+
+/// Starts the uploads to the bucket, if there is one.
+fn start_uploads(
+    settings: &Settings,
+    cache: &Cache,
+    registries: &Registries,
+) -> Result<Option<UploadThread>, CommandError> {
+    let (Some((_, uploads)), Some(bucket)) = (&settings.bucket, registries.shared_bucket()) else {
+        // What is queued would prevent evictions for ever.
+        cache.store().set_outgoing(None);
+        return Ok(None);
+    };
+    let started = UploadThread::start(cache.clone(), bucket, uploads.clone());
+    started.map(Some).map_err(|source| CommandError::System { doing: "start uploads", source })
 }
 
 /// Imports the built-in image into the cache, which serves it like any other. A failure is logged and does not

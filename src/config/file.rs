@@ -14,6 +14,7 @@ use super::auth::{Prefix, ProviderOptions, TokenProvider};
 use super::keys::{Applies, Comparison, Section, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
+use super::object_store::ObjectStoreEntry;
 use super::value::{
     EndpointUrl, FreeSpaceText, Hidden, Integer, LogLevel, PlatformText, Rate, Size, Span, Text,
     TtlText,
@@ -152,6 +153,8 @@ section! {
         AtOnce "parents" parents: Vec<EndpointEntry> = vec![];
         /// Larders that share their caches with this one: replicas, or the nodes of a cluster. See [Peers](#peers).
         AtOnce "peers" peers: Option<PeersEntry> = None;
+        /// A bucket of an S3-compatible store that keeps what is cached. See [Object storage](#object-storage).
+        Restart "objectStore" object_store: Option<ObjectStoreEntry> = None;
         /// Settings for single registries. See [below](#registries).
         AtOnce "registries" registries: Vec<RegistryEntry> = vec![];
         /// Threads that serve clients. They never block on a single client.
@@ -419,6 +422,8 @@ names! {
     PruneByName { Accessed, Created }
     /// `serverTlsConfig.clientAuth`.
     ClientAuthName { None, Verify }
+    /// `objectStore.addressing`.
+    AddressingName { Path, Virtual }
 }
 
 /// An entry of `registries[].endpoints`: a URL, or a map.

@@ -28,6 +28,7 @@ mod freshness;
 pub(crate) mod fuzzing;
 mod keys;
 mod maintenance;
+mod object_store;
 mod overrides;
 mod parse;
 mod registry;
@@ -40,13 +41,17 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::Naming;
 use crate::cache::PrefetchOnHead;
 use crate::introduction::Introduction;
 use crate::oci::{Choice, Platform, PlatformError, Platforms, Upstream};
-use crate::upstream::{ProxySettings, Timeouts, UnlistedPorts, UnlistedRegistries};
+use crate::upstream::{
+    Bucket, ObjectStoreSettings, ProxySettings, Registries, Timeouts, UnlistedPorts,
+    UnlistedRegistries,
+};
 use crate::{api, cache, hello, http, store, upstream, users};
 
 pub use error::ConfigError;
@@ -56,6 +61,7 @@ pub use value::{LogLevel, ParseValueError};
 
 use file::{DrainName, File, OnHead, RegistryEntry, Unlisted};
 use keys::{Applies, Section};
+use object_store::ObjectStoreEntry;
 use value::{Integer, Rate};
 
 /// Parses a rate such as `50MB`, in bytes per second.
@@ -79,6 +85,8 @@ pub struct Settings {
     pub management: api::ManagementSettings,
     /// The cache directory.
     pub store: store::Settings,
+    /// The bucket, and how content is uploaded to it.
+    pub bucket: Option<(ObjectStoreSettings, cache::UploadSettings)>,
     /// How the cache decides.
     pub cache: cache::Settings,
     /// Whether downloads that an earlier process left unfinished are resumed at start.
@@ -119,6 +127,15 @@ pub struct Differences {
 }
 
 impl Settings {
+    /// The registries, with the bucket. Each call creates another client of the bucket.
+    pub fn registries(&self) -> Registries {
+        let client = |(settings, _): &(ObjectStoreSettings, cache::UploadSettings)| {
+            Bucket::new(settings, &Arc::new(self.upstream.proxies.clone()))
+        };
+        let bucket = self.bucket.as_ref().map(client);
+        Registries::new(upstream::Settings { bucket, ..self.upstream.clone() })
+    }
+
     /// The keys whose values differ in `new`.
     pub fn differences(&self, new: &Settings) -> Differences {
         let mut differences = Differences::default();
@@ -195,6 +212,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
         listen,
         management: maintenance::management(&file, listen)?,
         store: store::Settings { root: file.image_path.clone(), fsync: file.fsync },
+        bucket: file.object_store.as_ref().map(bucket).transpose()?,
         cache: cache_settings(&file)?,
         resume_on_start: file.resume_on_start,
         upstream: upstream_settings(&file)?,
@@ -226,6 +244,12 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
         without_effect: clients::without_effect(&file),
         keys: file,
     })
+}
+
+fn bucket(
+    entry: &ObjectStoreEntry,
+) -> Result<(ObjectStoreSettings, cache::UploadSettings), ConfigError> {
+    Ok((object_store::bucket(entry)?, object_store::uploads(entry)))
 }
 
 fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {

@@ -154,7 +154,7 @@ pub(super) fn peers(entry: &PeersEntry) -> Result<PeerSettings, ConfigError> {
     Ok(PeerSettings { members, access })
 }
 
-fn tls_settings(entry: &TlsEntry) -> Result<TlsSettings, String> {
+pub(super) fn tls_settings(entry: &TlsEntry) -> Result<TlsSettings, String> {
     let identity = match (&entry.cert, &entry.key) {
         (Some(cert), Some(key)) => Some(IdentityFiles { cert: cert.clone(), key: key.clone() }),
         (None, None) => None,

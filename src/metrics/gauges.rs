@@ -82,8 +82,21 @@ pub struct Gauges {
     pub cache_size_bytes: Option<u64>,
     /// `freeSpace` in bytes.
     pub free_space_bytes: Option<u64>,
+    /// The bucket.
+    pub bucket: Option<BucketGauges>,
     /// The results of the last walk over the images.
     pub usage: Option<UsageGauges>,
+}
+
+/// The bucket, and the uploads to it.
+#[derive(Debug, Clone, Copy)]
+pub struct BucketGauges {
+    /// Whether requests of clients do not go there because of failures.
+    pub is_open: bool,
+    /// Whether uploads fail at present.
+    pub is_failing: bool,
+    /// Blobs and records that wait for their upload.
+    pub queued: usize,
 }
 
 /// A fetch pool.
@@ -147,6 +160,22 @@ impl Gauges {
         let build = Family::<Vec<(&'static str, &'static str)>, Gauge>::default();
         build.get_or_create(&vec![("version", self.version)]).set(1);
         to.register("build_info", "The version of the running server", build);
+        if let Some(bucket) = self.bucket {
+            let mut add = |name: &str, help: &str, value: i64| {
+                to.register(name, help, ConstGauge::new(value));
+            };
+            add(
+                "bucket_breaker_open",
+                "1 if clients' requests skip the bucket",
+                bucket.is_open.into(),
+            );
+            add("bucket_upload_failing", "1 if uploads fail", bucket.is_failing.into());
+            add(
+                "bucket_queued",
+                "Blobs and records that wait for their upload",
+                saturating(bucket.queued),
+            );
+        }
         let started = ConstGauge::new(self.started_seconds);
         to.register(
             "start_time_seconds",

@@ -20,7 +20,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-pub use gauges::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
+pub use gauges::{BucketGauges, EndpointGauges, Gauges, PoolGauges, UsageGauges};
 
 /// The label of registries that are neither configured nor well known.
 pub const OTHER: &str = "other";
@@ -65,6 +65,9 @@ pub struct Metrics {
     not_cached: Family<Kind, Counter>,
     received_bytes: Family<From, Counter>,
     completions: Family<Outcome, Counter>,
+    uploads: Family<Outcome, Counter>,
+    /// Bytes sent to the bucket.
+    pub uploaded_bytes: Counter,
     /// Bytes of blobs and manifests received from upstreams.
     pub fetched_bytes: Counter,
     /// Connections that failed in the middle of a blob, after which the download resumed.
@@ -191,6 +194,8 @@ impl Default for Metrics {
             not_cached: Family::default(),
             received_bytes: Family::default(),
             completions: Family::default(),
+            uploads: Family::default(),
+            uploaded_bytes: Counter::default(),
             fetched_bytes: Counter::default(),
             retries: Counter::default(),
             resumed: Counter::default(),
@@ -261,6 +266,11 @@ impl Metrics {
     /// Counts an image that a node checked with HEAD; `outcome` is one of a few words.
     pub fn completed(&self, outcome: &'static str) {
         self.completions.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts an object that was to be uploaded to the bucket.
+    pub fn uploaded(&self, outcome: &'static str) {
+        self.uploads.get_or_create(&Outcome { outcome }).inc();
     }
 
     /// Counts removed images and the freed bytes.
@@ -375,6 +385,9 @@ impl Metrics {
         to.register("not_cached", help, self.not_cached.clone());
         let help = "Images that nodes checked with HEAD, by what became of them";
         to.register("head_completions", help, self.completions.clone());
+        to.register("uploads", "Objects for the bucket, by outcome", self.uploads.clone());
+        let help = "Bytes uploaded to the bucket";
+        to.register("uploaded_bytes", help, self.uploaded_bytes.clone());
         to.register("scrubbed_blobs", "Blobs hashed by scrubs", self.scrubbed_blobs.clone());
         to.register("scrubbed_bytes", "Bytes hashed by scrubs", self.scrubbed_bytes.clone());
         let help = "Damaged blobs found by scrubs";

@@ -67,7 +67,7 @@ pub use content::{
     Ingest, IngestError, Partial, PartialFile, Verified, WatchedPartial, have_same_bytes,
 };
 pub use error::StoreError;
-pub use files::outgoing::{OutgoingContent, OutgoingEntry, OutgoingKind};
+pub use files::outgoing::{OutgoingContent, OutgoingEntry, OutgoingFile, OutgoingKind};
 pub use files::record::Access;
 pub use files::write::FUTURE_TOLERANCE;
 pub use gc::{
@@ -152,11 +152,13 @@ impl Store {
         let root = std::path::absolute(&settings.root).unwrap_or_else(|_| settings.root.clone());
         let layout = Layout::new(root);
         let writable = layout.prepare(settings.fsync)?;
+        // The server created it. Commands on the directory queue what they add.
+        let has_queue = layout.outgoing().exists();
         let inner = Inner {
             layout,
             fsync: settings.fsync,
             writable: AtomicBool::new(writable),
-            has_outgoing: AtomicBool::new(false),
+            has_outgoing: AtomicBool::new(has_queue),
             damaged_files: AtomicU64::new(0),
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),

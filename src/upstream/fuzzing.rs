@@ -17,6 +17,7 @@ use crate::fuzzing::line;
 pub(crate) use super::auth::fuzzing::{aws, credential_helper, docker_config};
 pub(crate) use super::client::fuzzing::{link, referrers, tag_list};
 pub(crate) use super::network::fuzzing::{location, proxy};
+pub(crate) use super::object_store::fuzzing::object_store;
 
 /// Input: one or more response heads, and the beginning of a body.
 pub(crate) fn response_head(data: &[u8]) {

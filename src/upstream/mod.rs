@@ -6,7 +6,8 @@
 //! reads of a body. The total time of a blob's body is not bounded, since a large layer may take long on a slow link.
 //!
 //! This module does not know the cache, the disk or clients. Its folders depend on one another in one direction:
-//! `endpoints` uses `client`, which uses `auth`, which uses `network`.
+//! `endpoints` uses `client`, which uses `auth`, which uses `network`. `object_store` uses `auth` and `network`; an object
+//! store is not a registry, and is dialled at the configured endpoint only.
 //!
 //! # Security rules
 //! * Requests do not depend on the client: `Accept` is fixed, and `Accept-Encoding` is `identity`.
@@ -23,6 +24,7 @@ mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod network;
+mod object_store;
 mod response;
 
 use std::io::Read;
@@ -30,23 +32,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::oci::{
-    Algorithm, Digest, Manifest, ManifestError, MediaType, Reference, Repository, Tag, Upstream,
+    Algorithm, Digest, ImageName, Manifest, ManifestError, MediaType, Reference, Repository, Tag,
+    TagRecord, Upstream,
 };
 
 pub use auth::{
-    AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, HelperProgram,
-    HelperSettings, RepositoryPrefix, Secret,
+    AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, FixedKeys,
+    HelperProgram, HelperSettings, KeySettings, RepositoryPrefix, Secret, SecretSource,
 };
 pub use client::{EndpointKind, EndpointSettings, RateLimit, TagListWriter};
 pub use endpoints::{
-    BreakerPolicy, BreakerState, EndpointFailures, EndpointStatus, PeerMembers, PeerSettings,
-    PeerStatus, Registries, RegistryChanges, RegistrySettings, Settings, UnlistedRegistries,
-    UpstreamStatus,
+    BreakerPolicy, BreakerState, Bucket, EndpointFailures, EndpointStatus, PeerMembers,
+    PeerSettings, PeerStatus, Registries, RegistryChanges, RegistrySettings, Settings, Throttle,
+    Throttled, UnlistedRegistries, UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use network::{
     ApiPath, Endpoint, NoProxy, ParseProxyError, Proxy, ProxySettings, Scheme, Timeouts,
     TlsSettings, UnlistedPorts,
+};
+pub use object_store::{
+    Addressing, ClockSkew, Condition, ListedObject, Object, ObjectHead, ObjectStore,
+    ObjectStoreSettings, Page, Probe, Put, ReadObject, UploadSource,
 };
 
 /// Finds the source of a registry's content. Tests implement it with a fake.
@@ -62,6 +69,29 @@ pub trait Sources: Send + Sync {
     /// # Errors
     /// [`UpstreamErrorKind::NotAllowed`] if it may not be dialled.
     fn standing(&self, upstream: &Upstream) -> Result<Standing, UpstreamError>;
+
+    /// What the bucket has of a registry; `None` without a bucket. The registry is not contacted.
+    fn bucket(&self, _upstream: &Upstream) -> Option<Arc<dyn Source>> {
+        None
+    }
+
+    /// The bucket's record of a tag.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]: it has none, it fails, or there is no bucket.
+    fn tag_in_bucket(&self, name: &ImageName, _tag: &Tag) -> Result<TagRecord, UpstreamError> {
+        Err(UpstreamError::new(name.to_string(), UpstreamErrorKind::Unsupported))
+    }
+
+    /// The health of the bucket, as far as what clients wait for is concerned.
+    fn bucket_status(&self) -> Option<EndpointStatus> {
+        None
+    }
+
+    /// The bucket, for uploads.
+    fn shared_bucket(&self) -> Option<Bucket> {
+        None
+    }
 
     /// The health of all registries used so far, sorted by name.
     fn statuses(&self) -> Vec<UpstreamStatus>;
@@ -88,6 +118,16 @@ pub enum Standing {
 pub trait Source: Send + Sync {
     /// How many endpoints the registry has.
     fn endpoints(&self) -> usize;
+
+    /// Whether another endpoint can answer while one limits the rate of requests.
+    fn has_mirrors(&self) -> bool {
+        self.endpoints() > 1
+    }
+
+    /// Whether its answers are the registry's: that content does not exist, or that the registry fails.
+    fn is_authoritative(&self) -> bool {
+        true
+    }
 
     /// Whether so little is left of the registry's rate limit that it should be kept for clients.
     fn is_low_on_pulls(&self) -> bool {
@@ -171,6 +211,42 @@ pub trait Source: Send + Sync {
         query: &str,
         sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError>;
+}
+
+/// A place that has content of one registry: an endpoint of it, a Larder, or the bucket.
+trait Origin: Source {
+    /// Scheme, host and port, and a path if it has one.
+    fn url(&self) -> String;
+
+    /// Checks whether it answers.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] if it does not, or reports a server error.
+    fn probe(&self) -> Result<(), UpstreamError>;
+
+    /// What it is.
+    fn kind(&self) -> EndpointKind;
+
+    /// Its record of a tag, which only the bucket has.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    fn tag_record(&self, _: &Repository, _: &Tag) -> Result<TagRecord, UpstreamError> {
+        Err(UpstreamError::new(self.url(), UpstreamErrorKind::Unsupported))
+    }
+
+    /// The rate limit that it reported last.
+    fn quota(&self) -> Option<RateLimit> {
+        None
+    }
+
+    /// [`Registries::refresh`], for this place.
+    fn refresh(&self) {}
+
+    /// Whether it is known to be this process.
+    fn is_this_process(&self) -> bool {
+        false
+    }
 }
 
 /// When the registry confirmed what a response says about a tag. A Larder in between answers from its cache.

@@ -233,13 +233,13 @@ pub(super) fn status_error(status: u16, headers: &HeaderMap, request: &Arc<str>)
 }
 
 /// Any of the three formats of a date in HTTP (RFC 9110, section 5.6.7).
-fn http_date(text: &str) -> Option<SystemTime> {
+pub(super) fn http_date(text: &str) -> Option<SystemTime> {
     httpdate::parse_http_date(text.trim()).ok()
 }
 
 /// The wait that `Retry-After` demands, in seconds or as a date (RFC 9110, section 10.2.3). A date is compared with the
 /// response's own `Date`, so that the clocks need not agree.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = text(headers, header::RETRY_AFTER)?.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));

@@ -84,7 +84,12 @@ def friendly():
     partials = [{"upstream": "docker.io", "digest": digest(81), "bytes": 18_300_000, "written": ago(5400)}]
     peers = [peer("http://10.244.1.17:8080", isThisProcess=True), peer("http://10.244.2.9:8080", differences=["tagTtl"]),
              peer("http://10.244.3.30:8080", failing=2, lastFailure="GET http://10.244.3.30:8080/v2/: timed out (connecting)")]
-    return {"images": images, "upstreams": upstreams, "peers": peers, "pins": pins, "flights": flights, "partials": partials}
+    bucket = {"url": "https://s3.example.com/larder/cluster-a/", "readOnly": False, "queued": 12, "running": 4, "done": 8134,
+              "bytesSent": 91 * GB, "failure": {"since": ago(190), "text": "PUT https://s3.example.com/larder/…: 503 SlowDown"},
+              "reads": {"url": "https://s3.example.com/larder/cluster-a/", "breaker": "closed", "askedAgainInSeconds": None,
+                        "failuresInARow": 0, "lastFailure": None, "rateLimit": None},
+              "probe": {"error": None, "readable": True, "writable": True, "createsIfAbsent": True, "verifiesChecksums": True}}
+    return {"images": images, "bucket": bucket, "upstreams": upstreams, "peers": peers, "pins": pins, "flights": flights, "partials": partials}
 
 
 def hostile():
@@ -95,6 +100,8 @@ def hostile():
         upstream["name"] += HOSTILE
         for endpoint in upstream["endpoints"]:
             endpoint.update(url="javascript:alert(1)//" + HOSTILE, lastFailure=HOSTILE, breaker=endpoint["breaker"] + HOSTILE)
+    data["bucket"].update(url="javascript:alert(1)//" + HOSTILE, failure={"since": ago(10), "text": HOSTILE})
+    data["bucket"]["reads"].update(lastFailure=HOSTILE)
     for each in data["peers"]:
         each.update(url="javascript:alert(1)//" + HOSTILE + each["url"], version=HOSTILE, differences=[HOSTILE], lastFailure=HOSTILE)
     data["pins"] = [{"pattern": HOSTILE, "source": "cache"}, {"pattern": "\u202e" + HOSTILE * 20, "source": HOSTILE}]
@@ -206,7 +213,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "disk": {"usedBytes": used, "freeBytes": 41 * GB, "freeInodes": 9_000_000, "inodes": 10_000_000, "cacheSizeBytes": 3 * GB, "freeSpaceBytes": 10 * GB},
             "traffic": {"hit": total["hits"], "join": total["misses"] // 3, "miss": total["misses"] - total["misses"] // 3,
                         "stale": 14, "bypass": 0, "bytesServed": total["bytesServed"], "bytesFetched": total["bytesFetched"],
-                        "bytesReceived": {"registry": total["bytesFetched"] // 3, "parent": 0, "peer": total["bytesFetched"] * 2 // 3}},
+                        "bytesReceived": {"registry": total["bytesFetched"] // 3, "parent": 0, "peer": total["bytesFetched"] // 3,
+                                          "bucket": total["bytesFetched"] // 3}},
             "connections": 14, "busyWorkers": 1,
             "counts": {"damagedFiles": 0, "blobsNotCached": 0, "manifestsNotCached": 0, "imagesEvicted": 31, "bytesEvicted": 5_820_000_000}}
 
@@ -246,6 +254,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def get_upstreams(self, _):
         return 200, {"upstreams": self.server.data["upstreams"]}
+
+    def get_bucket(self, _):
+        return 200, {"bucket": self.server.data["bucket"]}
 
     def get_peers(self, _):
         return 200, {"peers": self.server.data["peers"]}

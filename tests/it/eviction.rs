@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::support::client::{get, head};
 use crate::support::larder::{blob, files, manifest, until};
 use crate::support::site::{NamedImage, RunningServer, Site, set_back};
-use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
+use crate::support::{FakeBucket, FakeRegistry, Fault, Gate, Image, On, bytes};
 
 /// The size of one layer. Config, manifest, records and directories add less than 60,000 bytes to an image.
 const LAYER: usize = 1_000_000;
@@ -84,6 +84,35 @@ fn least_recently_used_image_is_evicted_for_a_pull_that_does_not_fit() {
         1,
         "the evicted image is fetched again"
     );
+}
+
+#[test]
+fn image_is_not_evicted_before_its_upload() {
+    let bucket = FakeBucket::start();
+    bucket.full(true);
+    let (_registry, site, images) = three_cached();
+    let extra = format!(
+        "{LIMIT}\nobjectStore: {{endpoint: '{}', bucket: larder-test, accessKeyId: test, \
+         secretAccessKey: s}}",
+        bucket.endpoint()
+    );
+    let mut server = serve(&site, &extra);
+    let new = &images[3];
+    // Its first bytes fit, but nothing may be evicted for the rest.
+    new.pull(server.address());
+    let line = server.wait_for_log("[ERROR] not enough");
+    assert!(line.contains(", or waits for its upload to the bucket (3 images)"), "{line}");
+    assert!(!site.has_all(new));
+    assert_eq!(kept(&site, &images), [true, true, true]);
+    bucket.full(false);
+    let outgoing = site.root().join("outgoing");
+    until("the uploads", || files(&outgoing).is_empty());
+    // A server that has found nothing to evict tries again after 30 s.
+    drop(server);
+    let server = serve(&site, &extra);
+    new.pull(server.address());
+    site.wait_for(new);
+    assert_eq!(kept(&site, &images), [true, false, true]);
 }
 
 #[test]

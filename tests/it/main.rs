@@ -27,6 +27,7 @@ mod client_access;
 mod service;
 // Bearer tokens and their scopes.
 mod tokens;
+// Two processes on one directory.
 mod two_processes;
 // Redirects, and what is sent along them.
 mod redirects;
@@ -36,6 +37,7 @@ mod tags;
 mod outages;
 // Large blobs over several connections.
 mod parallel;
+// Larders behind Larders.
 mod parents;
 // Which responses prove that a tag does not exist.
 mod missing_content;
@@ -67,6 +69,10 @@ mod air_gap;
 mod full_disk;
 // Several endpoints of one registry.
 mod endpoints;
+// Larders that share their caches.
+mod peers;
+// A bucket behind the caches.
+mod bucket;
 // Isolation of clients and registries from each other.
 mod abuse;
 // What browsers, terminals and logs are protected from.
@@ -76,7 +82,6 @@ mod commands;
 // Pruning, by command and by schedule.
 mod pruning;
 // Pins.
-mod peers;
 mod pins;
 // Eviction.
 mod eviction;

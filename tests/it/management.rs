@@ -18,7 +18,8 @@ fn every_operation_matches_the_openapi_document() {
     let description = Description::read();
     let (registry, site, _) = Site::with_samples(&["app:1", "app:2"]);
     site.configure(
-        "pin: [nginx]\ncacheSize: 1GB\nfreeSpace: 1kB\npeers: {urls: ['http://127.0.0.1:1']}",
+        "pin: [nginx]\ncacheSize: 1GB\nfreeSpace: 1kB\npeers: {urls: ['http://127.0.0.1:1']}\n\
+         objectStore: {endpoint: 'http://127.0.0.1:1', bucket: b, accessKeyId: a, secretAccessKey: b}",
     );
     let digest = registry.add_blob("library/big", &bytes(100_000, 1));
     let gate = Gate::new();
@@ -71,6 +72,9 @@ fn every_operation_matches_the_openapi_document() {
         ("DELETE /api/v1/flights", "?upstream=docker.io", 400),
         ("GET /api/v1/upstreams", "", 200),
         ("GET /api/v1/peers", "", 200),
+        ("GET /api/v1/peers", "?image=app:1", 200),
+        ("GET /api/v1/peers", "?digest=x", 400),
+        ("GET /api/v1/bucket", "", 200),
         ("POST /api/v1/pins", "?pattern=app:1", 200),
         ("POST /api/v1/pins", "", 400),
         ("GET /api/v1/pins", "", 200),

@@ -8,7 +8,9 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use larder::metrics::{ANSWERS, EndpointGauges, Gauges, Metrics, PoolGauges, Removal, UsageGauges};
+use larder::metrics::{
+    ANSWERS, BucketGauges, EndpointGauges, Gauges, Metrics, PoolGauges, Removal, UsageGauges,
+};
 use regex_lite::Regex;
 use serde_json::Value;
 
@@ -195,9 +197,11 @@ fn everything() -> (Metrics, Gauges) {
     for kind in ["manifest", "blob"] {
         metrics.not_cached(kind);
         metrics.received_bytes("registry");
+        metrics.uploaded("sent");
     }
     for counter in [
         &metrics.fetched_bytes,
+        &metrics.uploaded_bytes,
         &metrics.retries,
         &metrics.resumed,
         &metrics.scrubbed_blobs,
@@ -229,6 +233,7 @@ fn every_gauge() -> Gauges {
     };
     let pool = |name| PoolGauges { name, fetchers: 1, busy: 1, queued: 1, queued_in_background: 1 };
     Gauges {
+        bucket: Some(BucketGauges { is_open: true, is_failing: true, queued: 1 }),
         version: "1.2.3",
         started_seconds: 1.0,
         is_ready: true,

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use crate::cache::{
-    BreakerState, EndpointStatus, FlightStatus, ImageUsage, IncompleteImage, PeerStatus,
-    UpstreamStatus, UsageSummary,
+    BreakerState, BucketStatus, EndpointStatus, FlightStatus, ImageUsage, IncompleteImage,
+    PeerStatus, UpstreamStatus, UsageSummary,
 };
 use crate::prune::{Report, timestamp};
 
@@ -111,6 +111,31 @@ pub(super) fn peer(status: &PeerStatus) -> Value {
         "differences": status.differences,
         "failing": status.failing,
         "lastFailure": status.last_failure,
+    })
+}
+
+pub(super) fn bucket(status: &BucketStatus) -> Value {
+    let probe = status.probe.as_ref().map(|probe| {
+        json!({
+            "error": probe.error.as_ref().map(ToString::to_string),
+            "readable": probe.is_readable,
+            "writable": probe.is_writable,
+            "createsIfAbsent": probe.has_create_if_absent,
+            "verifiesChecksums": probe.verifies_checksum || probe.verifies_content_hash,
+        })
+    });
+    json!({
+        "url": status.url,
+        "reads": status.reads.as_ref().map(endpoint),
+        "readOnly": status.is_read_only,
+        "probe": probe,
+        "queued": status.queued,
+        "running": status.running,
+        "done": status.done,
+        "bytesSent": status.sent_bytes,
+        "failure": status.failure.as_ref().map(|(since, text)| {
+            json!({ "since": timestamp(*since), "text": text })
+        }),
     })
 }
 

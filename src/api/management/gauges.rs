@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use super::Handlers;
 use crate::cache::{BreakerState, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary};
-use crate::metrics::{EndpointGauges, Gauges, PoolGauges, UsageGauges};
+use crate::metrics::{BucketGauges, EndpointGauges, Gauges, PoolGauges, UsageGauges};
 use crate::prune::Disk;
 
 /// The gauges of the server.
@@ -41,6 +41,11 @@ pub(super) fn gauges(handlers: &Handlers) -> Gauges {
         disk_inodes: disk.files_max,
         cache_size_bytes: room.cap_bytes,
         free_space_bytes: room.floor_bytes(&disk),
+        bucket: cache.bucket_status().map(|status| BucketGauges {
+            is_open: status.reads.is_some_and(|reads| reads.breaker != BreakerState::Closed),
+            is_failing: status.failure.is_some(),
+            queued: status.queued,
+        }),
         usage: cache.store().usage().map(usage_gauges),
     }
 }

@@ -199,7 +199,7 @@ impl Handlers {
     fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
         let methods = match what {
             "status" | "history" | "images" | "image" | "incomplete" | "repositories" | "blobs"
-            | "upstreams" | "peers" => "GET, HEAD",
+            | "upstreams" | "peers" | "bucket" => "GET, HEAD",
             "flights" => "GET, HEAD, DELETE",
             "pins" => "GET, HEAD, POST, DELETE",
             "flights/resume" | "prune" | "prefetch" => "POST",

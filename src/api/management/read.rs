@@ -32,6 +32,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "flights" => handlers.query(request, none).map(|_| flights(&handlers.cache)),
         "upstreams" => handlers.query(request, none).map(|_| upstreams(&handlers.cache)),
         "peers" => peers(handlers, request),
+        "bucket" => handlers.query(request, none).map(|_| bucket(&handlers.cache)),
         _ => handlers.query(request, none).map(|_| pins(&handlers.cache)),
     };
     value.map(|value| document(&value))
@@ -375,6 +376,10 @@ fn upstreams(cache: &Cache) -> Value {
     json!({ "upstreams": cache.upstreams().iter().map(documents::upstream).collect::<Vec<_>>() })
 }
 
+fn bucket(cache: &Cache) -> Value {
+    json!({ "bucket": cache.bucket_status().as_ref().map(documents::bucket) })
+}
+
 fn peers(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
     let query = handlers.query(request, &["image", "digest"])?;
     let digest: Option<Digest> = query.parsed("digest")?;
@@ -420,6 +425,7 @@ pub(super) fn verbose_health(handlers: &Handlers) -> Value {
         "status": "UP",
         "upstreams": listed.iter().map(documents::upstream).collect::<Vec<_>>(),
         "unlistedUpstreams": unlisted.len(),
+        "bucket": handlers.cache.bucket_status().as_ref().map(documents::bucket),
         "damagedFiles": counts.damaged_files,
         "servedWithoutCaching": {
             "blobs": counts.blobs_not_cached,

@@ -15,7 +15,7 @@ use crate::cache::scheduler::Class;
 use crate::oci::{Digest, ImageName};
 use crate::store::IngestError;
 use crate::units::{duration, plural, size};
-use crate::upstream::{BlobAsk, BlobBody, EndpointFailures, Source, UpstreamError};
+use crate::upstream::{BlobAsk, BlobBody, EndpointFailures, EndpointKind, Source, UpstreamError};
 
 /// How much is read from the registry at a time: large enough that system calls are cheap compared with hashing, small
 /// enough that the first bytes are forwarded at once.
@@ -124,8 +124,8 @@ pub(super) struct Download<'a, S> {
     /// Whether that size was reported to the sink.
     is_begun: bool,
     endpoint_failures: EndpointFailures,
-    /// The endpoints that sent bytes.
-    senders: Vec<usize>,
+    /// The endpoints that sent bytes, and what they are.
+    senders: Vec<(usize, EndpointKind)>,
     /// The class whose share of fetchers it uses.
     class: Class,
     progress: Progress,
@@ -200,15 +200,21 @@ impl<'a, S: Sink> Download<'a, S> {
     /// The endpoint failures, with one more for each endpoint that sent bytes: together they sent wrong content.
     pub(super) fn failures_of_senders(&self) -> EndpointFailures {
         let mut endpoint_failures = self.endpoint_failures.clone();
-        self.senders.iter().for_each(|endpoint| endpoint_failures.add(*endpoint));
+        self.senders.iter().for_each(|(endpoint, _)| endpoint_failures.add(*endpoint));
         endpoint_failures
+    }
+
+    /// Whether the bucket sent bytes, and whether nobody else did.
+    pub(super) fn bucket_has_sent(&self) -> (bool, bool) {
+        let is_bucket = |(_, kind): &(usize, EndpointKind)| *kind == EndpointKind::Bucket;
+        (self.senders.iter().any(is_bucket), self.senders.iter().all(is_bucket))
     }
 
     /// Requests the missing bytes and writes them, over one connection to each endpoint it tries.
     fn receive(&mut self) -> Result<(), CacheError> {
         let source = self.cache.core.source(&self.name.upstream)?;
         loop {
-            self.cache.core.stop_if_offline()?;
+            self.cache.core.stop_if_offline(&*source)?;
             self.stop_if_unwanted()?;
             let part = match self.sink.next_part() {
                 Next::Receive(part) => part,
@@ -226,10 +232,11 @@ impl<'a, S: Sink> Download<'a, S> {
                 additional_to: None,
                 endpoint_failures: &self.endpoint_failures,
             });
-            self.cache.note_outcome(self.name, &self.digest, &begun);
+            self.cache.note_outcome(&*source, self.name, &self.digest, &begun);
             let mut body = begun?;
-            if !self.senders.contains(&body.endpoint) {
-                self.senders.push(body.endpoint);
+            let sender = (body.endpoint, body.sender);
+            if !self.senders.contains(&sender) {
+                self.senders.push(sender);
             }
             let Err(error) = self.receive_body(part, &mut body, &source) else {
                 match self.sink.has_parts() && self.size.is_some() {

@@ -16,7 +16,7 @@ use super::incoming::{announce_stored, continue_from, incoming};
 use super::transfer::{Next, Part, Transfer};
 use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
-use crate::oci::{Digest, ImageName, Upstream};
+use crate::oci::{Digest, ImageName, Upstream, blob_path};
 use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
 use crate::units::{plural, size};
 use crate::upstream::{EndpointFailures, Source, UpstreamError};
@@ -61,6 +61,9 @@ impl BlobCache {
         suspended: &mut Option<Ingest>,
     ) -> Result<Fetched, CacheError> {
         self.core.stop_if_closed()?;
+        self.core.stop_if_backing_off(name, |bucket| {
+            bucket.blob_size(&name.repository, &leader.key().1).is_ok()
+        })?;
         if suspended.is_none() {
             let digest = &leader.key().1;
             match self.core.store.resume(&name.upstream, digest, size_hint)? {
@@ -139,6 +142,7 @@ impl BlobCache {
             let is_wrong = matches!(error, CacheError::WrongContent(_));
             if is_wrong {
                 self.note_wrong(leader.key(), download.failures_of_senders());
+                self.note_sent_by_bucket(&digest, false, download.bucket_has_sent());
             }
             if let Some(ingest) = download.sink.ingest
                 && (is_full || is_wrong)
@@ -148,6 +152,7 @@ impl BlobCache {
             return Err(error);
         }
         let failures = download.failures_of_senders();
+        let by_bucket = download.bucket_has_sent();
         // Created at the latest with the first response of the registry.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
@@ -155,7 +160,9 @@ impl BlobCache {
         let incoming = incoming(name, &ingest, Some(size), SizeSource::Registry, transfer);
         let verified = ingest.verify(Some(size)).inspect_err(|_| {
             self.note_wrong(leader.key(), failures);
+            self.note_sent_by_bucket(&digest, false, by_bucket);
         })?;
+        self.note_sent_by_bucket(&digest, true, by_bucket);
         lock(&self.wrong).remove(leader.key());
         lock(&self.verified_sizes).insert(digest, size);
         // Verified bytes may be sent before they are on the disk: they are correct in any case. Clients that received
@@ -166,6 +173,17 @@ impl BlobCache {
             leader.announce_all(incoming, size);
         }
         Ok(Fetched::Verified(Box::new(verified)))
+    }
+
+    /// Notes that the bucket has a blob, or other bytes in its place. `by_bucket`: whether it sent bytes, and all of them.
+    fn note_sent_by_bucket(&self, digest: &Digest, is_right: bool, by_bucket: (bool, bool)) {
+        let Some(bucket) = self.core.sources.shared_bucket() else { return };
+        match (is_right, by_bucket) {
+            // Bytes of an earlier download may have come from elsewhere; then a HEAD request confirms this.
+            (true, (true, true)) => bucket.note_present(&blob_path(digest)),
+            (false, (true, _)) => bucket.note_wrong(&blob_path(digest)),
+            _ => {}
+        }
     }
 
     /// Creates the partial of a blob that the registry has.

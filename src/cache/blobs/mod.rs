@@ -31,7 +31,7 @@ use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Blob, Ingest};
-use crate::upstream::{BlobAsk, Standing, UpstreamError};
+use crate::upstream::{BlobAsk, Source, Standing, UpstreamError};
 
 pub use growth::ConnectionPolicy;
 pub use incoming::{GrowingFile, Incoming, SizeSource};
@@ -185,7 +185,7 @@ impl BlobCache {
         if let Some(blob) = self.core.store.find_blob(digest, size_hint)? {
             return Ok(BlobLookup::Ready(blob));
         }
-        if self.core.is_offline() {
+        if self.core.is_alone() {
             return Err(CacheError::NotCached);
         }
         // Before the negative cache: another repository's download serves this one as well.
@@ -197,7 +197,9 @@ impl BlobCache {
         if self.core.negative.is_missing(&Asked::Blob(name.clone(), *digest), self.core.now()) {
             return Err(CacheError::KnownMissing);
         }
-        if let Some(wait) = self.core.negative.backoff(name, self.core.now()) {
+        if let Some(wait) = self.core.negative.backoff(name, self.core.now())
+            && self.core.sources.shared_bucket().is_none()
+        {
             return Err(CacheError::BackingOff { wait });
         }
         Ok(BlobLookup::Wait(match purpose {
@@ -260,7 +262,7 @@ impl BlobCache {
         let length = if is_short { Length::Short } else { Length::Long };
         let queued = key.clone();
         let is_queued = self.core.blob_fetchers.submit_in_background(purpose, length, move || {
-            if cache.core.is_offline()
+            if cache.core.is_alone()
                 || !matches!(cache.core.store.find_blob(&digest, size_hint), Ok(None))
             {
                 forget(&cache, &queued);
@@ -445,7 +447,7 @@ impl BlobCache {
         let reported = source.blob_size(&name.repository, digest);
         // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.
         if !reported.as_ref().is_err_and(UpstreamError::is_not_found) {
-            self.note_outcome(name, digest, &reported);
+            self.note_outcome(&*source, name, digest, &reported);
         }
         // Some registries report a length of 0 if they do not know the size.
         if let Some(size) = reported?.filter(|size| *size > 0 || digest.is_of_nothing()) {
@@ -459,7 +461,7 @@ impl BlobCache {
             additional_to: None,
             endpoint_failures: &self.endpoint_failures(name, digest),
         });
-        self.note_outcome(name, digest, &begun);
+        self.note_outcome(&*source, name, digest, &begun);
         begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {
             let reason = "the registry does not report the size of this blob";
             UpstreamError::bad_answer(&format!("{name}@{digest}"), reason).into()
@@ -468,11 +470,12 @@ impl BlobCache {
 
     fn note_outcome<T>(
         &self,
+        source: &dyn Source,
         name: &ImageName,
         digest: &Digest,
         result: &Result<T, UpstreamError>,
     ) {
-        self.core.note_outcome(name, Asked::Blob(name.clone(), *digest), result);
+        self.core.note_outcome(source, name, Asked::Blob(name.clone(), *digest), result);
     }
 }
 

@@ -74,6 +74,9 @@ impl ManifestCache {
         if let Some(at_hand) = self.manifest_at_hand(name, digest, Access::Look)? {
             return Ok(at_hand.found);
         }
+        self.core.stop_if_backing_off(name, |bucket| {
+            bucket.blob_size(&name.repository, digest).is_ok()
+        })?;
         let source = self.core.source(&name.upstream)?;
         let checked = Some(Checked::at(self.core.now()));
         let reference = Reference::Digest(*digest);
@@ -100,6 +103,10 @@ impl ManifestCache {
         let source = self.core.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
         let Some(record) = self.core.store.find_tag(name, tag, Access::Look)? else {
+            if let Some(found) = self.fetch_tag_of_bucket(name, tag, &*source, early) {
+                return Ok(found);
+            }
+            self.core.stop_if_backing_off(name, |_| false)?;
             let found = self.get_manifest(name, &*source, &reference, None, early)?;
             self.point_tag(name, tag, &found, None);
             return Ok(found);
@@ -120,12 +127,63 @@ impl ManifestCache {
                 }
             }
             Err(error) => {
-                self.note(name, &reference, &Err::<(), _>(error.clone()));
+                self.note(&*source, name, &reference, &Err::<(), _>(error.clone()));
                 return Err(error.into());
             }
         };
         self.point_tag(name, tag, &found, Some(&record));
         Ok(found)
+    }
+
+    /// Takes over a tag from the bucket that is not cached here. If it should be confirmed by now, the registry is asked; if
+    /// that fails, the tag is stale, as one that was cached here would be. `None` if the bucket does not have it.
+    pub(super) fn fetch_tag_of_bucket(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        source: &dyn Source,
+        early: Early<'_>,
+    ) -> Option<Found> {
+        let record = self.core.sources.tag_in_bucket(name, tag).ok()?;
+        let (digest, checked) = (record.digest, Checked::at(record.checked));
+        let reference = Reference::Tag(tag.clone());
+        let now = self.core.now();
+        let belief = self.core.settings().freshness.belief(name, tag, checked.at, now);
+        let must_ask = source.is_authoritative()
+            && (record.gone.is_some() || !matches!(belief, Belief::Fresh(_)))
+            && self.core.negative.backoff(name, now).is_none();
+        if must_ask {
+            match source.resolve(&name.repository, tag) {
+                // The registry knows better.
+                Ok(Some((current, _))) if current != digest => return None,
+                Ok(Some((_, confirmation))) => {
+                    let checked = Checked::of(confirmation, self.core.now());
+                    return self.take_over(name, tag, source, &digest, checked, early);
+                }
+                // GET shows what the registry has.
+                Ok(None) => return None,
+                Err(error) if error.is_certainly_not_found() => {}
+                Err(error) => self.note(source, name, &reference, &Err::<(), _>(error)),
+            }
+        }
+        let is_stale = !matches!(belief, Belief::Fresh(_)) && source.is_authoritative();
+        self.take_over(name, tag, source, &digest, Checked { is_stale, ..checked }, early)
+    }
+
+    /// Fetches the manifest of a tag that the bucket has, and writes the tag.
+    fn take_over(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        source: &dyn Source,
+        digest: &Digest,
+        checked: Checked,
+        early: Early<'_>,
+    ) -> Option<Found> {
+        let reference = Reference::Tag(tag.clone());
+        let found = self.get_resolved(name, source, &reference, digest, checked, early).ok()?;
+        self.point_tag(name, tag, &found, None);
+        Some(found)
     }
 
     /// Fetches the manifest that HEAD reported for a tag. By digest, so that the stored manifest is the reported one,
@@ -141,7 +199,7 @@ impl ManifestCache {
         early: Early<'_>,
     ) -> Result<Found, CacheError> {
         if let Some(stored) = self.stored_manifest(name, digest, Access::Look)? {
-            self.note::<()>(name, tag, &Ok(()));
+            self.note::<()>(source, name, tag, &Ok(()));
             return Ok(Found { checked, ..stored.found });
         }
         let reference = Reference::Digest(*digest);
@@ -191,7 +249,7 @@ impl ManifestCache {
     ) -> Result<Found, CacheError> {
         let mut writer = self.core.store.manifest_writer();
         let fetched = source.manifest(&name.repository, reference, &mut writer);
-        self.note(name, reference, &fetched);
+        self.note(source, name, reference, &fetched);
         let (digest, manifest, confirmation) = fetched?;
         let checked = checked.unwrap_or_else(|| Checked::of(confirmation, self.core.now()));
         let body = writer.finish().ok_or(CacheError::NoRoomForDocument)?;
@@ -284,7 +342,18 @@ impl ManifestCache {
         }
     }
 
-    fn note<T>(&self, name: &ImageName, reference: &Reference, result: &Result<T, UpstreamError>) {
-        self.core.note_outcome(name, Asked::Manifest(name.clone(), reference.clone()), result);
+    fn note<T>(
+        &self,
+        source: &dyn Source,
+        name: &ImageName,
+        reference: &Reference,
+        result: &Result<T, UpstreamError>,
+    ) {
+        self.core.note_outcome(
+            source,
+            name,
+            Asked::Manifest(name.clone(), reference.clone()),
+            result,
+        );
     }
 }

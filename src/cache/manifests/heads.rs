@@ -45,6 +45,12 @@ pub(super) struct KnownHead {
     checked: Checked,
 }
 
+impl KnownHead {
+    fn of(found: &Found) -> KnownHead {
+        KnownHead { head: found.content.head(), checked: found.checked }
+    }
+}
+
 /// The tags whose HEAD responses contained a digest, when they were received, and when the tags were confirmed.
 pub(super) type TagsOfDigest = Vec<(Tag, SystemTime, Checked)>;
 
@@ -137,7 +143,10 @@ impl ManifestCache {
             return Err(CacheError::KnownMissing);
         }
         if let Some(wait) = self.core.negative.backoff(name, now) {
-            return Err(CacheError::BackingOff { wait });
+            return match self.core.sources.shared_bucket() {
+                Some(_) => self.find(name, reference, client).map(HeadLookup::Manifest),
+                None => Err(CacheError::BackingOff { wait }),
+            };
         }
         if let Some(known) = self.known_head(name, tag, now) {
             return Ok(HeadLookup::Ready(HeadAnswer::new(known, How::Hit)));
@@ -182,6 +191,7 @@ impl ManifestCache {
         // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.
         if !result.as_ref().is_err_and(UpstreamError::is_not_found) {
             self.core.note_outcome(
+                &*source,
                 name,
                 Asked::Manifest(name.clone(), Reference::Tag(tag.clone())),
                 &result,
@@ -194,10 +204,13 @@ impl ManifestCache {
                 self.remember_head(name, tag, known.clone());
                 Ok(known)
             }
-            Err(error) if !error.is_not_found() => Err(error.into()),
-            _ => self
-                .fetch_by_tag_for(name, tag, &|_| {})
-                .map(|found| KnownHead { head: found.content.head(), checked: found.checked }),
+            Err(error) if !error.is_not_found() => {
+                match self.fetch_tag_of_bucket(name, tag, &*source, &|_| {}) {
+                    Some(found) => Ok(KnownHead::of(&found)),
+                    None => Err(error.into()),
+                }
+            }
+            _ => self.fetch_by_tag_for(name, tag, &|_| {}).map(|found| KnownHead::of(&found)),
         }
     }
 

@@ -168,9 +168,10 @@ impl ManifestCache {
             },
             None => None,
         };
-        if self.core.is_offline() {
+        if self.core.is_alone() {
             return Err(CacheError::NotCached);
         }
+        let has_bucket = self.core.sources.shared_bucket().is_some();
         let asked = Asked::Manifest(name.clone(), reference.clone());
         let is_missing = self.core.negative.is_missing(&asked, now);
         let backoff = self.core.negative.backoff(name, now);
@@ -180,7 +181,7 @@ impl ManifestCache {
                 Ok(ready(found, How::Stale))
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
-            (None, Some(wait)) => Err(CacheError::BackingOff { wait }),
+            (None, Some(wait)) if !has_bucket => Err(CacheError::BackingOff { wait }),
             (cached, _) => match (self.ask_for_manifest(key, client, cached.clone()), cached) {
                 (Err(_), Some(found)) => Ok(ready(found, How::Stale)),
                 (asked, _) => Ok(ManifestLookup::Wait(asked?)),

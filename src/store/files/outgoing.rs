@@ -21,12 +21,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::read::names_in;
+use super::read::{names_in, read_file};
 use crate::oci::{Algorithm, Digest};
 use crate::store::{Inner, Store, StoreError};
 
@@ -72,18 +72,37 @@ pub struct OutgoingEntry {
 #[derive(Debug)]
 pub enum OutgoingContent {
     /// This file is to be uploaded.
-    File {
-        /// Its path below the cache directory, which is its key.
-        key: String,
-        /// The file.
-        file: File,
-        /// Its size in bytes.
-        size: u64,
-    },
+    File(OutgoingFile),
     /// It is not there yet.
     NotYet,
     /// It is no longer there: it was pruned, or uploaded by another process.
     Gone,
+}
+
+/// A file that is to be uploaded.
+#[derive(Debug)]
+pub struct OutgoingFile {
+    /// Its path below the cache directory, which is its key.
+    pub key: String,
+    /// Its size in bytes.
+    pub size: u64,
+    file: File,
+}
+
+impl OutgoingFile {
+    /// Reads bytes at an offset; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        self.file.read_at(bytes, at)
+    }
+
+    /// The digest of a blob.
+    pub fn digest(&self) -> Option<Digest> {
+        let (algorithm, hex) = self.key.strip_prefix("blobs/")?.split_once('/')?;
+        format!("{algorithm}:{hex}").parse().ok()
+    }
 }
 
 impl OutgoingEntry {
@@ -163,9 +182,25 @@ impl Inner {
 }
 
 impl Store {
-    /// Turns the queue on or off. While it is off, nothing is queued, and what is queued does not prevent evictions.
-    pub fn set_outgoing(&self, is_on: bool) {
-        self.inner.has_outgoing.store(is_on, Ordering::Relaxed);
+    /// Turns the queue on, for a server that uploads to this bucket, or off. What is queued is forgotten then, and prevents
+    /// no eviction any more; everything is queued again when there is a bucket again.
+    pub fn set_outgoing(&self, bucket: Option<&str>) {
+        let layout = &self.inner.layout;
+        let is_seeded = bucket.is_some_and(|bucket| self.is_seeded_for(bucket));
+        if !is_seeded {
+            let _ = fs::remove_file(layout.outgoing_seeded());
+        }
+        match bucket {
+            // Other processes on the directory see it, and queue as well.
+            Some(_) => drop(self.inner.create_directories(&layout.outgoing())),
+            None => drop(fs::remove_dir_all(layout.outgoing())),
+        }
+        self.inner.has_outgoing.store(bucket.is_some(), Ordering::Relaxed);
+    }
+
+    /// Whether everything that is older than the queue has been queued for this bucket. Until then, nothing is evicted.
+    pub fn is_seeded_for(&self, bucket: &str) -> bool {
+        read_file(&self.inner.layout.outgoing_seeded()).is_ok_and(|text| text == bucket.as_bytes())
     }
 
     /// Up to `at_most` entries in the order in which they should be uploaded, and how many there are.
@@ -204,7 +239,7 @@ impl Store {
             return Ok(OutgoingContent::Gone);
         }
         if let Some((file, size)) = self.open_file(&self.inner.layout.root().join(&key))? {
-            return Ok(OutgoingContent::File { key, file, size });
+            return Ok(OutgoingContent::File(OutgoingFile { key, size, file }));
         }
         let written = fs::symlink_metadata(&claim).and_then(|is| is.modified()).unwrap_or(now);
         if now.duration_since(written).is_ok_and(|age| age > YOUNG) {
@@ -238,13 +273,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_owned();
         let store = Store::open(&Settings { root, fsync: true }).unwrap();
-        store.set_outgoing(true);
+        store.set_outgoing(Some("bucket"));
         (directory, store)
     }
 
     fn key(store: &Store, entry: &OutgoingEntry) -> Option<String> {
         match store.claim_outgoing(entry, SystemTime::now()).unwrap() {
-            OutgoingContent::File { key, .. } => Some(key),
+            OutgoingContent::File(file) => Some(file.key),
             OutgoingContent::NotYet | OutgoingContent::Gone => None,
         }
     }
@@ -302,7 +337,7 @@ mod tests {
     #[test]
     fn without_a_queue_nothing_is_written() {
         let (_directory, store) = store();
-        store.set_outgoing(false);
+        store.set_outgoing(None);
         let digest = Digest::of(Algorithm::Sha256, b"content");
         store.ingest_bytes(&digest, b"content").unwrap();
         assert_eq!(store.outgoing(10).1, 0);

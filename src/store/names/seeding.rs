@@ -4,15 +4,9 @@ use std::io;
 
 use crate::oci::ImageName;
 use crate::store::files::outgoing::OutgoingKind;
-use crate::store::files::read::read_file;
 use crate::store::{Store, StoreError};
 
 impl Store {
-    /// Whether everything that is older than the queue has been queued for this bucket.
-    pub fn is_seeded_for(&self, bucket: &str) -> bool {
-        read_file(&self.inner.layout.outgoing_seeded()).is_ok_and(|text| text == bucket.as_bytes())
-    }
-
     /// Queues all blobs, manifests and tags for a bucket. `should_go_on` is called after each; if it returns false, the
     /// rest is queued by the next call.
     ///

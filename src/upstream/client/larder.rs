@@ -67,7 +67,7 @@ impl LarderEndpoint {
     pub(super) fn chain(&self) -> Via {
         match self.kind {
             EndpointKind::Peer => via::current().to_peer(),
-            EndpointKind::Larder | EndpointKind::Registry => via::current(),
+            _ => via::current(),
         }
     }
 

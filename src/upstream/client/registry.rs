@@ -22,7 +22,10 @@ use crate::upstream::response::{
     ContentRange, check_encoding, confirmation, content_digest, content_length, content_range,
     copy_body, is_complete, is_web_page, range_of, text,
 };
-use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead};
+use crate::upstream::{
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source,
+};
+use crate::via;
 
 /// How much of a blob with the content type of a web page is read before any of it is passed on, in bytes: more than the
 /// size of a login page.
@@ -42,12 +45,14 @@ pub enum EndpointKind {
     Larder,
     /// A Larder that shares its cache with this one, and is asked for what it is responsible for.
     Peer,
+    /// The bucket (`objectStore`).
+    Bucket,
 }
 
 impl EndpointKind {
     /// All of them.
-    pub const ALL: [EndpointKind; 3] =
-        [EndpointKind::Registry, EndpointKind::Larder, EndpointKind::Peer];
+    pub const ALL: [EndpointKind; 4] =
+        [EndpointKind::Registry, EndpointKind::Larder, EndpointKind::Peer, EndpointKind::Bucket];
 
     /// The word for it in metrics.
     pub fn as_str(self) -> &'static str {
@@ -55,6 +60,7 @@ impl EndpointKind {
             EndpointKind::Registry => "registry",
             EndpointKind::Larder => "parent",
             EndpointKind::Peer => "peer",
+            EndpointKind::Bucket => "bucket",
         }
     }
 }
@@ -124,39 +130,6 @@ impl Registry {
         Registry { session, larder: None, timeouts }
     }
 
-    /// Whether the remaining pulls of the rate limit should be kept for clients.
-    pub(in crate::upstream) fn is_low_on_pulls(&self, now: Instant) -> bool {
-        self.session.is_low_on_pulls(now)
-    }
-
-    /// Whether it is known to be this process.
-    pub(in crate::upstream) fn is_this_process(&self) -> bool {
-        self.larder.as_ref().is_some_and(LarderEndpoint::is_this_process)
-    }
-
-    /// The rate limit that the registry reported last.
-    pub(in crate::upstream) fn quota(&self) -> Option<RateLimit> {
-        self.session.quota()
-    }
-
-    /// Scheme, host and port.
-    pub(in crate::upstream) fn url(&self) -> String {
-        self.session.url()
-    }
-
-    /// Checks whether the registry answers.
-    ///
-    /// # Errors
-    /// [`UpstreamError`] if it does not, or reports a server error.
-    pub(in crate::upstream) fn probe(&self) -> Result<(), UpstreamError> {
-        self.session.probe().map(|_| ())
-    }
-
-    /// [`Registries::refresh`](crate::upstream::Registries::refresh), for this endpoint.
-    pub(in crate::upstream) fn refresh(&self) {
-        self.session.refresh();
-    }
-
     fn metadata<'a>(
         &self,
         method: Method,
@@ -200,17 +173,6 @@ impl Registry {
 }
 
 impl Registry {
-    /// See [`Source::resolve`](crate::upstream::Source::resolve); the other methods correspond likewise.
-    pub(in crate::upstream) fn resolve(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
-        let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
-        let headers = answer.response.headers();
-        Ok(content_digest(headers).map(|digest| (digest, self.confirmation(headers))))
-    }
-
     /// When the registry confirmed a response: now, unless a Larder reports something else.
     fn confirmation(&self, headers: &HeaderMap) -> Confirmation {
         match self.larder {
@@ -227,7 +189,70 @@ impl Registry {
         }
     }
 
-    pub(in crate::upstream) fn head(
+    /// The response to HEAD; `None` if the registry does not support it, so that GET must be used.
+    fn head_of_manifest(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<Answer>, UpstreamError> {
+        let rest = format!("manifests/{tag}");
+        let accept = Some(MediaType::ACCEPTED_MANIFESTS);
+        let answer = self.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
+        match answer.response.status().as_u16() {
+            status if is_complete(status) => Ok(Some(answer)),
+            _ if answer.refuses_head() => Ok(None),
+            _ => Err(self.error(answer.failure())),
+        }
+    }
+}
+
+impl Origin for Registry {
+    fn kind(&self) -> EndpointKind {
+        self.larder.as_ref().map_or(EndpointKind::Registry, LarderEndpoint::kind)
+    }
+
+    fn is_this_process(&self) -> bool {
+        self.larder.as_ref().is_some_and(LarderEndpoint::is_this_process)
+    }
+
+    fn quota(&self) -> Option<RateLimit> {
+        self.session.quota()
+    }
+
+    fn url(&self) -> String {
+        self.session.url()
+    }
+
+    fn probe(&self) -> Result<(), UpstreamError> {
+        let chain = self.larder.as_ref().map_or_else(via::current, LarderEndpoint::chain);
+        chain.enter(|| self.session.probe()).map(|_| ())
+    }
+
+    fn refresh(&self) {
+        self.session.refresh();
+    }
+}
+
+impl Source for Registry {
+    fn endpoints(&self) -> usize {
+        1
+    }
+
+    fn is_low_on_pulls(&self) -> bool {
+        self.session.is_low_on_pulls(Instant::now())
+    }
+
+    fn resolve(
+        &self,
+        repository: &Repository,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
+        let Some(answer) = self.head_of_manifest(repository, tag)? else { return Ok(None) };
+        let headers = answer.response.headers();
+        Ok(content_digest(headers).map(|digest| (digest, self.confirmation(headers))))
+    }
+
+    fn head(
         &self,
         repository: &Repository,
         tag: &Tag,
@@ -246,23 +271,7 @@ impl Registry {
         })
     }
 
-    /// The response to HEAD; `None` if the registry does not support it, so that GET must be used.
-    fn head_of_manifest(
-        &self,
-        repository: &Repository,
-        tag: &Tag,
-    ) -> Result<Option<Answer>, UpstreamError> {
-        let rest = format!("manifests/{tag}");
-        let accept = Some(MediaType::ACCEPTED_MANIFESTS);
-        let answer = self.ask(&self.metadata(Method::Head, repository, &rest, accept))?;
-        match answer.response.status().as_u16() {
-            status if is_complete(status) => Ok(Some(answer)),
-            _ if answer.refuses_head() => Ok(None),
-            _ => Err(self.error(answer.failure())),
-        }
-    }
-
-    pub(in crate::upstream) fn manifest(
+    fn manifest(
         &self,
         repository: &Repository,
         reference: &Reference,
@@ -297,7 +306,7 @@ impl Registry {
         }
     }
 
-    pub(in crate::upstream) fn blob_size(
+    fn blob_size(
         &self,
         repository: &Repository,
         digest: &Digest,
@@ -315,7 +324,7 @@ impl Registry {
         }
     }
 
-    pub(in crate::upstream) fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
+    fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
         let BlobAsk { repository, digest, from, to, .. } = *ask;
         let is_additional = ask.additional_to.is_some();
         let rest = format!("blobs/{digest}");
@@ -358,11 +367,10 @@ impl Registry {
             true => unless_it_is_a_web_page(answer.response, digest, request)?,
             false => Box::new(answer.response.into_body().into_reader()),
         };
-        let sender = self.larder.as_ref().map_or(EndpointKind::Registry, LarderEndpoint::kind);
-        Ok(BlobBody { endpoint: 0, sender, start, end, size, reader })
+        Ok(BlobBody { endpoint: 0, sender: self.kind(), start, end, size, reader })
     }
 
-    pub(in crate::upstream) fn tags(
+    fn tags(
         &self,
         repository: &Repository,
         query: &str,
@@ -378,7 +386,7 @@ impl Registry {
             .map_err(|error| error.of_request(&request, "it is not a tag list"))
     }
 
-    pub(in crate::upstream) fn referrers(
+    fn referrers(
         &self,
         repository: &Repository,
         digest: &Digest,

@@ -19,17 +19,21 @@ use std::time::Instant;
 use super::breaker::BreakerPolicy;
 use super::guarded::{EndpointStatus, GuardedEndpoint, RateLimits};
 use super::peers::{PEERS_ASKED, Peers};
-use super::throttle::{RealTime, Throttle};
+use super::throttle::Throttle;
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
-use crate::upstream::client::Registry;
+use crate::upstream::client::{EndpointKind, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
-use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Source};
+use crate::upstream::{
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source,
+};
 use crate::via;
 
 /// The endpoints of a registry, in the order in which they are tried.
 pub(super) struct Failover {
     upstream: Upstream,
     endpoints: Vec<Arc<GuardedEndpoint>>,
+    /// How many of them are not the registry's: parents, and the bucket. They come first.
+    others: usize,
     /// Asked first, for what they are responsible for.
     peers: Option<Arc<Peers>>,
     /// Limits the rate of blobs, over all endpoints together.
@@ -90,8 +94,30 @@ impl Failover {
     ) -> Failover {
         let guarded = |registry| Arc::new(GuardedEndpoint::new(registry, policy));
         let endpoints = registries.into_iter().map(guarded).collect();
-        let (peers, throttle, has_answered) = (None, None, AtomicBool::new(false));
-        Failover { upstream, endpoints, peers, throttle, has_answered }
+        let (others, peers, throttle) = (0, None, None);
+        let has_answered = AtomicBool::new(false);
+        Failover { upstream, endpoints, others, peers, throttle, has_answered }
+    }
+
+    /// What the bucket has of a registry, and nothing else.
+    pub(super) fn of_bucket(upstream: Upstream, bucket: Arc<GuardedEndpoint>) -> Failover {
+        let none = Failover::new(upstream, [], BreakerPolicy::default());
+        Failover { endpoints: vec![bucket], others: 1, ..none }
+    }
+
+    /// Asks these first, in this order: the parents, and then the bucket.
+    pub(super) fn after(
+        self,
+        parents: impl IntoIterator<Item = Registry>,
+        bucket: Option<Arc<GuardedEndpoint>>,
+        policy: BreakerPolicy,
+    ) -> Failover {
+        let parents = parents.into_iter();
+        let parents = parents.map(|parent| Arc::new(GuardedEndpoint::new(parent, policy)));
+        let mut endpoints: Vec<_> = parents.chain(bucket).collect();
+        let others = endpoints.len();
+        endpoints.extend(self.endpoints);
+        Failover { endpoints, others, ..self }
     }
 
     /// Asks these peers first.
@@ -102,7 +128,7 @@ impl Failover {
     /// The endpoints for some content: first those of the responsible peers, then its own. The positions do not depend on
     /// how many peers there are.
     fn route(&self, content: &str) -> Vec<Option<Arc<GuardedEndpoint>>> {
-        let own = self.endpoints.iter().cloned().map(Some);
+        let own = self.endpoints.iter().map(|endpoint| Some(Arc::clone(endpoint)));
         match &self.peers {
             // A peer's request is for what this process is responsible for.
             Some(_) if via::current().is_from_peer() => {
@@ -122,7 +148,7 @@ impl Failover {
 
     /// Limits the rate of blobs to `rate` bytes per second.
     pub(super) fn with_rate_limit(self, rate: Option<NonZeroU64>) -> Failover {
-        let throttle = rate.map(|rate| Arc::new(Throttle::new(rate, Box::new(RealTime))));
+        let throttle = rate.map(|rate| Arc::new(Throttle::at(rate)));
         Failover { throttle, ..self }
     }
 
@@ -138,17 +164,18 @@ impl Failover {
 
     pub(super) fn status(&self) -> UpstreamStatus {
         let now = Instant::now();
-        let endpoints = self.endpoints.iter().map(|endpoint| endpoint.status(now)).collect();
+        let endpoints = self.endpoints.iter().filter(|endpoint| !endpoint.is_bucket());
+        let endpoints = endpoints.map(|endpoint| endpoint.status(now)).collect();
         UpstreamStatus { upstream: self.upstream.clone(), endpoints }
     }
 
     /// [`Registries::refresh`](crate::upstream::Registries::refresh), for its endpoints.
     pub(super) fn refresh(&self) {
-        self.endpoints.iter().for_each(|endpoint| endpoint.registry.refresh());
+        self.endpoints.iter().for_each(|endpoint| endpoint.origin.refresh());
     }
 
     fn rate_limits(&self) -> RateLimits {
-        if self.endpoints.len() > 1 { RateLimits::Apply } else { RateLimits::Ignore }
+        if self.has_mirrors() { RateLimits::Apply } else { RateLimits::Ignore }
     }
 
     /// Tries the endpoints in order until one succeeds.
@@ -156,11 +183,38 @@ impl Failover {
         &self,
         content: &str,
         rate_limits: RateLimits,
-        ask: impl Fn(&Registry) -> Result<T, UpstreamError>,
+        ask: impl Fn(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let route = self.route(content);
         let order: Vec<usize> = (0..route.len()).collect();
         self.ask_in(&route, &order, rate_limits, |_, registry| ask(registry))
+    }
+
+    /// As [`Failover::ask`], for what changes: only the registry knows what it is now, so the bucket is not asked, unless
+    /// nothing else may be.
+    fn ask_for_current<T>(
+        &self,
+        content: &str,
+        rate_limits: RateLimits,
+        ask: impl Fn(&dyn Origin) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
+        let mut route = self.route(content);
+        if !self.is_bucket_only() {
+            for place in &mut route {
+                *place = place.take().filter(|endpoint| !endpoint.is_bucket());
+            }
+        }
+        let order: Vec<usize> = (0..route.len()).collect();
+        self.ask_in(&route, &order, rate_limits, |_, registry| ask(registry))
+    }
+
+    fn is_bucket_only(&self) -> bool {
+        self.endpoints.len() == self.others
+    }
+
+    /// Whether the answers of the endpoint at a position are the registry's.
+    fn is_own(&self, index: usize) -> bool {
+        index >= self.first_own() + self.others
     }
 
     fn ask_in<T>(
@@ -168,9 +222,10 @@ impl Failover {
         route: &[Option<Arc<GuardedEndpoint>>],
         order: &[usize],
         rate_limits: RateLimits,
-        ask: impl Fn(usize, &Registry) -> Result<T, UpstreamError>,
+        ask: impl Fn(usize, &dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
-        let mut failure: Option<UpstreamError> = None;
+        // With the rank of its place: what the registry itself says counts more than what anyone else says.
+        let mut failure: Option<((bool, u32), UpstreamError)> = None;
         // Whether this process has recognized itself as the peer to ask.
         let mut is_responsible = false;
         for &index in order {
@@ -184,8 +239,8 @@ impl Failover {
                     return Ok(answer);
                 }
                 Err(error) => {
-                    log::debug!("{}: {}: {error}", self.upstream, endpoint.registry.url());
-                    if index < self.first_own() && endpoint.registry.is_this_process() {
+                    log::debug!("{}: {}: {error}", self.upstream, endpoint.origin.url());
+                    if index < self.first_own() && endpoint.origin.is_this_process() {
                         // The others have a lower rank.
                         is_responsible = true;
                         continue;
@@ -193,14 +248,15 @@ impl Failover {
                     if error.is_no_space() {
                         return Err(error);
                     }
-                    failure = Some(match failure {
-                        Some(before) if rank(before.kind()) >= rank(error.kind()) => before,
-                        _ => error,
-                    });
+                    let weight = (self.is_own(index), rank(error.kind()));
+                    failure = match failure {
+                        Some(before) if before.0 >= weight => Some(before),
+                        _ => Some((weight, error)),
+                    };
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| self.no_endpoint()))
+        Err(failure.map_or_else(|| self.no_endpoint(), |(_, error)| error))
     }
 
     fn no_endpoint(&self) -> UpstreamError {
@@ -229,7 +285,11 @@ fn rank(kind: &UpstreamErrorKind) -> u32 {
         | UpstreamErrorKind::Proxy { .. }
         | UpstreamErrorKind::CredentialsUnavailable { .. }
         | UpstreamErrorKind::OutOfService
-        | UpstreamErrorKind::NoSpace => 5,
+        | UpstreamErrorKind::NoSpace
+        // Only object stores have these.
+        | UpstreamErrorKind::ObjectStore { .. }
+        | UpstreamErrorKind::Unreadable { .. }
+        | UpstreamErrorKind::Cancelled => 5,
     }
 }
 
@@ -238,8 +298,16 @@ impl Source for Failover {
         self.first_own() + self.endpoints.len()
     }
 
+    fn has_mirrors(&self) -> bool {
+        self.endpoints.iter().filter(|each| !each.is_bucket()).count() > 1
+    }
+
+    fn is_authoritative(&self) -> bool {
+        !self.is_bucket_only()
+    }
+
     fn is_low_on_pulls(&self) -> bool {
-        self.endpoints.iter().all(|endpoint| endpoint.registry.is_low_on_pulls(Instant::now()))
+        self.endpoints.iter().all(|endpoint| endpoint.origin.is_low_on_pulls())
     }
 
     fn resolve(
@@ -247,7 +315,7 @@ impl Source for Failover {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
-        self.ask(&of_tag(repository, tag), self.rate_limits(), |registry| {
+        self.ask_for_current(&of_tag(repository, tag), self.rate_limits(), |registry| {
             registry.resolve(repository, tag)
         })
     }
@@ -257,7 +325,7 @@ impl Source for Failover {
         repository: &Repository,
         tag: &Tag,
     ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
-        self.ask(&of_tag(repository, tag), self.rate_limits(), |registry| {
+        self.ask_for_current(&of_tag(repository, tag), self.rate_limits(), |registry| {
             registry.head(repository, tag)
         })
     }
@@ -270,13 +338,14 @@ impl Source for Failover {
     ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
         // There is one request at a time, so the sink is never borrowed twice.
         let sink = RefCell::new(sink);
-        let content = match reference {
-            Reference::Digest(digest) => digest.to_string(),
-            Reference::Tag(tag) => of_tag(repository, tag),
-        };
-        self.ask(&content, self.rate_limits(), |registry| {
-            registry.manifest(repository, reference, &mut **sink.borrow_mut())
-        })
+        let ask =
+            |origin: &dyn Origin| origin.manifest(repository, reference, &mut **sink.borrow_mut());
+        match reference {
+            Reference::Digest(digest) => self.ask(&digest.to_string(), self.rate_limits(), ask),
+            Reference::Tag(tag) => {
+                self.ask_for_current(&of_tag(repository, tag), self.rate_limits(), ask)
+            }
+        }
     }
 
     fn blob_size(
@@ -293,17 +362,17 @@ impl Source for Failover {
         let route = self.route(&ask.digest.to_string());
         let order = ask.endpoint_failures.order(route.len());
         let first_own = self.first_own();
-        let open = |registry: &Registry| registry.blob(ask);
+        let open = |origin: &dyn Origin| origin.blob(ask);
         let body = |endpoint, body: BlobBody| match &self.throttle {
             // The limit is that of the link to the registry.
-            Some(throttle) if endpoint >= first_own => {
+            Some(throttle) if endpoint >= first_own && body.sender != EndpointKind::Bucket => {
                 BlobBody { endpoint, reader: Box::new(throttle.slow(body.reader)), ..body }
             }
             _ => BlobBody { endpoint, ..body },
         };
         if let Some(endpoint) = ask.additional_to {
             let Some(Some(asked)) = route.get(endpoint) else { return Err(self.no_endpoint()) };
-            return open(&asked.registry).map(|opened| body(endpoint, opened));
+            return open(&*asked.origin).map(|opened| body(endpoint, opened));
         }
         let asked = self.ask_in(&route, &order, self.rate_limits(), |index, registry| {
             Ok(body(index, open(registry)?))
@@ -332,7 +401,7 @@ impl Source for Failover {
         sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
-        self.ask(repository.as_str(), RateLimits::Ignore, |registry| {
+        self.ask_for_current(repository.as_str(), RateLimits::Ignore, |registry| {
             registry.tags(repository, query, &mut **sink.borrow_mut())
         })
     }
@@ -345,7 +414,7 @@ impl Source for Failover {
         sink: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         let sink = RefCell::new(sink);
-        self.ask(&digest.to_string(), RateLimits::Ignore, |registry| {
+        self.ask_for_current(&digest.to_string(), RateLimits::Ignore, |registry| {
             registry.referrers(repository, digest, query, &mut **sink.borrow_mut())
         })
     }

@@ -6,19 +6,20 @@ use std::time::{Duration, Instant};
 use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use crate::oci::Upstream;
 use crate::units::duration;
-use crate::upstream::client::{RateLimit, Registry};
+use crate::upstream::Origin;
+use crate::upstream::client::{EndpointKind, RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 
 /// An endpoint with its circuit breaker.
 pub(super) struct GuardedEndpoint {
-    pub(super) registry: Registry,
+    pub(super) origin: Box<dyn Origin>,
     /// Whether one timeout is enough to stop asking it: a peer that is frozen would delay every request.
     is_peer: bool,
-    /// Locked for a lookup or a change, never during a request.
-    health: Mutex<Health>,
+    health: Arc<Mutex<Health>>,
 }
 
-struct Health {
+/// The health of an endpoint, which several registries may share. Locked for a lookup or a change, never during a request.
+pub(super) struct Health {
     breaker: Breaker,
     /// The latest failure that the breaker counted.
     last_failure: Option<UpstreamError>,
@@ -76,10 +77,22 @@ impl Verdict {
     }
 }
 
+impl Health {
+    pub(super) fn new(policy: BreakerPolicy) -> Arc<Mutex<Health>> {
+        Arc::new(Mutex::new(Health { breaker: Breaker::new(policy), last_failure: None }))
+    }
+}
+
 impl GuardedEndpoint {
     pub(super) fn new(registry: Registry, policy: BreakerPolicy) -> GuardedEndpoint {
-        let health = Health { breaker: Breaker::new(policy), last_failure: None };
-        GuardedEndpoint { registry, is_peer: false, health: Mutex::new(health) }
+        GuardedEndpoint::with_health(Box::new(registry), Health::new(policy))
+    }
+
+    pub(super) fn with_health(
+        origin: Box<dyn Origin>,
+        health: Arc<Mutex<Health>>,
+    ) -> GuardedEndpoint {
+        GuardedEndpoint { origin, is_peer: false, health }
     }
 
     /// The endpoint of a peer, whose breaker opens at the first failure.
@@ -88,21 +101,25 @@ impl GuardedEndpoint {
         GuardedEndpoint { is_peer: true, ..GuardedEndpoint::new(registry, policy) }
     }
 
+    pub(super) fn is_bucket(&self) -> bool {
+        self.origin.kind() == EndpointKind::Bucket
+    }
+
     /// Sends a request if the breaker permits it, and reports the outcome to the breaker.
     pub(super) fn ask<T>(
         &self,
         upstream: &Upstream,
         rate_limits: RateLimits,
-        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
+        ask: impl FnOnce(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let permit = self.health().breaker.permit(Instant::now());
         match permit {
             Permit::Ask => {}
             Permit::Wait(wait) => return Err(self.refusal(wait)),
             Permit::Probe => {
-                log::info!("{upstream}: asking {} again", self.registry.url());
+                log::info!("{upstream}: asking {} again", self.origin.url());
                 // With a request of Larder's own: the client's request may fail even if the endpoint works.
-                let probed = self.registry.probe();
+                let probed = self.origin.probe();
                 let change = {
                     let mut health = self.health();
                     match &probed {
@@ -124,9 +141,9 @@ impl GuardedEndpoint {
         &self,
         upstream: &Upstream,
         rate_limits: RateLimits,
-        ask: impl FnOnce(&Registry) -> Result<T, UpstreamError>,
+        ask: impl FnOnce(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
-        let result = ask(&self.registry);
+        let result = ask(&*self.origin);
         let (verdict, failure) = (Verdict::of(rate_limits, &result), result.as_ref().err());
         let mut should_probe = false;
         let change = {
@@ -154,7 +171,7 @@ impl GuardedEndpoint {
 
     /// Probes the endpoint after doubtful failures.
     fn probe(&self, upstream: &Upstream) {
-        let probed = self.registry.probe();
+        let probed = self.origin.probe();
         let mut health = self.health();
         let change = match &probed {
             Ok(()) => health.breaker.succeeded(),
@@ -167,11 +184,11 @@ impl GuardedEndpoint {
     fn log(&self, upstream: &Upstream, change: Option<Change>, failure: Option<&UpstreamError>) {
         match (change, failure) {
             (Some(Change::Closed), _) => {
-                log::info!("{upstream}: {} answers again", self.registry.url());
+                log::info!("{upstream}: {} answers again", self.origin.url());
             }
             (Some(Change::Opened(wait)), Some(error)) => log::warn!(
                 "{upstream}: {} is not asked for {}: {error}",
-                self.registry.url(),
+                self.origin.url(),
                 duration(wait)
             ),
             _ => {}
@@ -182,17 +199,17 @@ impl GuardedEndpoint {
     fn refusal(&self, wait: Duration) -> UpstreamError {
         let last = self.health().last_failure.clone();
         let kind = UpstreamErrorKind::CircuitOpen { wait, last: last.map(Arc::new) };
-        UpstreamError::new(self.registry.url(), kind)
+        UpstreamError::new(self.origin.url(), kind)
     }
 
     pub(super) fn status(&self, now: Instant) -> EndpointStatus {
         let health = self.health();
         EndpointStatus {
-            url: self.registry.url(),
+            url: self.origin.url(),
             breaker: health.breaker.state(now),
             failures: health.breaker.failures(),
             last_failure: health.last_failure.as_ref().map(UpstreamError::to_string),
-            quota: self.registry.quota(),
+            quota: self.origin.quota(),
         }
     }
 

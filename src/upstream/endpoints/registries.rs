@@ -4,12 +4,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use super::breaker::BreakerPolicy;
+use super::bucket::{Bucket, BucketOrigin};
 use super::failover::{Failover, UpstreamStatus};
+use super::guarded::{EndpointStatus, GuardedEndpoint, Health, RateLimits};
 use super::peers::{PeerSettings, PeerStatus, Peers};
 use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
-use crate::oci::Upstream;
+use crate::oci::{ImageName, Tag, TagRecord, Upstream};
 use crate::upstream::client::{EndpointSettings, Registry};
 use crate::upstream::network::{
     ForeignAgents, Guard, LazyAgent, ProxySettings, Timeouts, TlsSettings, UnlistedPorts,
@@ -23,6 +26,8 @@ pub struct Settings {
     pub peers: Option<PeerSettings>,
     /// Larders that are asked before each registry.
     pub parents: Vec<EndpointSettings>,
+    /// The bucket that is asked before each registry, if there is one.
+    pub bucket: Option<Bucket>,
     /// The listed registries.
     pub registries: Vec<RegistrySettings>,
     /// Whether other registries may be contacted.
@@ -55,6 +60,16 @@ pub struct Registries {
     table: RwLock<Table>,
 }
 
+/// A registry, for what does not depend on it.
+const ANY_REGISTRY: &str = "docker.io";
+/// The bucket is near, and every request for what is not cached goes there first: one failure is enough to stop asking it
+/// for some seconds.
+const BUCKET_BREAKER: BreakerPolicy = BreakerPolicy {
+    failures: 1,
+    first_wait: Duration::from_secs(5),
+    longest_wait: Duration::from_secs(30),
+};
+
 /// The registries of one configuration.
 struct Table {
     listed: HashMap<Upstream, Listed>,
@@ -65,6 +80,8 @@ struct Table {
     /// Their settings, and the peers.
     peers: Option<(PeerSettings, Arc<Peers>)>,
     parents: Vec<EndpointSettings>,
+    /// The bucket, with its health, which all registries share.
+    bucket: Option<(Bucket, Arc<Mutex<Health>>)>,
     timeouts: Timeouts,
     breaker: BreakerPolicy,
     foreign: Arc<ForeignAgents>,
@@ -115,14 +132,15 @@ impl Registries {
         Registries { table: RwLock::new(Table::new(settings)) }
     }
 
-    /// Applies another configuration. Makes no connections and does not block.
+    /// Applies another configuration, except the bucket, which stays. Makes no connections and does not block.
     ///
     /// A registry with unchanged settings keeps its state: tokens, breakers, connections, rate limit and quota. The state
     /// of other registries is reset. A [`Source`] that is in use remains usable.
     pub fn reconfigure(&self, settings: Settings) -> RegistryChanges {
         // The table is replaced in one assignment, so a panic leaves a valid one.
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        let (new, changes) = table.reconfigured(settings);
+        let bucket = table.bucket.as_ref().map(|(bucket, _)| bucket.clone());
+        let (new, changes) = table.reconfigured(Settings { bucket, ..settings });
         let old = std::mem::replace(&mut *table, new);
         drop(table);
         // Without the lock, since dropping the last reference to a registry closes its connections.
@@ -171,6 +189,7 @@ impl Table {
             others: Mutex::default(),
             peers: peers.or_else(|| settings.peers.map(start)),
             parents: settings.parents,
+            bucket: settings.bucket.map(|bucket| (bucket, Health::new(BUCKET_BREAKER))),
             timeouts: settings.timeouts,
             breaker: settings.breaker,
             foreign,
@@ -183,12 +202,20 @@ impl Table {
 
     fn list(&mut self, settings: RegistrySettings) {
         let endpoints = self.configured(&settings.upstream, &settings.endpoints);
-        let endpoints = self.configured(&settings.upstream, &self.parents).chain(endpoints);
+        let parents = self.configured(&settings.upstream, &self.parents);
         let failover = Failover::new(settings.upstream.clone(), endpoints, self.breaker)
+            .after(parents, self.bucket(&settings.upstream), self.breaker)
             .with_rate_limit(settings.rate_limit)
             .with_peers(self.peers());
         let failover = Arc::new(failover);
         self.listed.insert(settings.upstream.clone(), Listed { settings, failover });
+    }
+
+    /// The bucket as an endpoint of a registry.
+    fn bucket(&self, upstream: &Upstream) -> Option<Arc<GuardedEndpoint>> {
+        let (bucket, health) = self.bucket.as_ref()?;
+        let origin = BucketOrigin::new(bucket.clone(), upstream.clone());
+        Some(Arc::new(GuardedEndpoint::with_health(Box::new(origin), Arc::clone(health))))
     }
 
     /// Endpoints of a registry from the configuration.
@@ -208,12 +235,14 @@ impl Table {
         let has_same_transport = self.timeouts == settings.timeouts
             && self.breaker == settings.breaker
             && self.parents == settings.parents
+            && self.bucket.as_ref().map(|(bucket, _)| bucket) == settings.bucket.as_ref()
             && self.peers.as_ref().map(|(peers, _)| peers) == settings.peers.as_ref()
             && *self.foreign.proxies == settings.proxies;
         let peers = self.peers.clone().filter(|_| has_same_transport);
         let mut new = Table::without_registries(settings.clone(), peers);
         if has_same_transport {
             new.foreign = Arc::clone(&self.foreign);
+            new.bucket.clone_from(&self.bucket);
         }
         let mut changes = RegistryChanges::default();
         for entry in settings.registries {
@@ -252,8 +281,10 @@ impl Table {
             let foreign = Arc::clone(&self.foreign);
             let ports = self.unlisted_ports.clone();
             let registry = Registry::unlisted(upstream, self.timeouts, foreign, ports);
-            let endpoints = self.configured(upstream, &self.parents).chain([registry]);
-            Failover::new(upstream.clone(), endpoints, self.breaker).with_peers(self.peers())
+            let parents = self.configured(upstream, &self.parents);
+            Failover::new(upstream.clone(), [registry], self.breaker)
+                .after(parents, self.bucket(upstream), self.breaker)
+                .with_peers(self.peers())
         })
     }
 
@@ -288,6 +319,36 @@ impl Sources for Registries {
         }
         let is_proven = table.others().get(upstream).is_some_and(|other| other.has_answered());
         Ok(if is_proven { Standing::Unlisted } else { Standing::Unproven })
+    }
+
+    fn bucket(&self, upstream: &Upstream) -> Option<Arc<dyn Source>> {
+        let table = self.table();
+        // What may not be fetched may not be served either.
+        let is_allowed =
+            table.listed.contains_key(upstream) || table.refusal_reason(upstream).is_none();
+        let bucket = table.bucket(upstream).filter(|_| is_allowed)?;
+        Some(Arc::new(Failover::of_bucket(upstream.clone(), bucket)))
+    }
+
+    fn tag_in_bucket(&self, name: &ImageName, tag: &Tag) -> Result<TagRecord, UpstreamError> {
+        let bucket = self
+            .table()
+            .bucket(&name.upstream)
+            .ok_or_else(|| UpstreamError::new(name.to_string(), UpstreamErrorKind::Unsupported))?;
+        bucket.ask(&name.upstream, RateLimits::Apply, |origin| {
+            origin.tag_record(&name.repository, tag)
+        })
+    }
+
+    fn bucket_status(&self) -> Option<EndpointStatus> {
+        // All registries share its health.
+        let any: Upstream = ANY_REGISTRY.parse().ok()?;
+        let bucket = self.table().bucket(&any)?;
+        Some(bucket.status(Instant::now()))
+    }
+
+    fn shared_bucket(&self) -> Option<Bucket> {
+        self.table().bucket.as_ref().map(|(bucket, _)| bucket.clone())
     }
 
     fn peers(&self, content: Option<&str>) -> Vec<PeerStatus> {
@@ -369,8 +430,7 @@ mod tests {
         let registries = Registries::new(listing(&entries));
         let source = |name: &str| registries.source(&name.parse().unwrap()).unwrap();
         let old = ["listed.io", "unlisted.io"].map(source);
-        let timeouts =
-            Timeouts { headers: std::time::Duration::from_secs(1), ..Timeouts::default() };
+        let timeouts = Timeouts { headers: Duration::from_secs(1), ..Timeouts::default() };
         let changes = registries.reconfigure(Settings { timeouts, ..listing(&entries) });
         assert_eq!(names(&changes.all()), ["listed.io"]);
         let new = ["listed.io", "unlisted.io"].map(source);

@@ -26,7 +26,7 @@ pub(super) trait Time: Send + Sync {
 }
 
 /// The machine's clock.
-pub(super) struct RealTime;
+struct RealTime;
 
 impl Time for RealTime {
     fn now(&self) -> Instant {
@@ -67,8 +67,8 @@ impl Bucket {
     }
 }
 
-/// The rate limit of one registry, shared by its downloads.
-pub(super) struct Throttle {
+/// The rate limit of one registry, shared by its downloads, or of all uploads.
+pub struct Throttle {
     /// Locked for one calculation at a time.
     bucket: Mutex<Bucket>,
     piece_bytes: u64,
@@ -76,6 +76,11 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
+    /// A limit by the machine's clock.
+    pub fn at(bytes_per_second: NonZeroU64) -> Throttle {
+        Throttle::new(bytes_per_second, Box::new(RealTime))
+    }
+
     pub(super) fn new(bytes_per_second: NonZeroU64, time: Box<dyn Time>) -> Throttle {
         let piece_bytes = (bytes_per_second.get() / PIECES_PER_SECOND).clamp(1, PIECE_BYTES_MAX);
         let bucket = Bucket { bytes_per_second, paid: None };
@@ -83,7 +88,7 @@ impl Throttle {
     }
 
     /// Limits a reader to this rate.
-    pub(super) fn slow<R: Read>(self: &Arc<Self>, reader: R) -> Throttled<R> {
+    pub fn slow<R: Read>(self: &Arc<Self>, reader: R) -> Throttled<R> {
         Throttled { reader, throttle: Arc::clone(self), turn: None }
     }
 
@@ -107,7 +112,7 @@ struct Turn {
 }
 
 /// A reader with a limited rate.
-pub(super) struct Throttled<R> {
+pub struct Throttled<R> {
     reader: R,
     throttle: Arc<Throttle>,
     /// The bytes that were taken and not read yet.

@@ -336,7 +336,8 @@ function showTiles({ usage, traffic, disk, started }) {
 
 // What was served and not received came from the disk.
 function showSources({ bytesServed, bytesReceived }) {
-  const from = Object.entries({ 'registries': bytesReceived.registry, 'parents': bytesReceived.parent, 'peers': bytesReceived.peer });
+  const from = Object.entries({ 'registries': bytesReceived.registry, 'parents': bytesReceived.parent, 'peers': bytesReceived.peer,
+    'the bucket': bytesReceived.bucket });
   const received = from.reduce((sum, [, bytes]) => sum + bytes, 0);
   const parts = [['the disk', Math.max(0, bytesServed - received)], ...from].filter(([, bytes]) => bytes > 0);
   setText($('sources'), parts.length === 0 ? '' : `Served from ${parts.map(([source, bytes]) => `${source}: ${size(bytes)}`).join(' · ')}`);
@@ -729,6 +730,35 @@ const readUpstreams = () => read('/api/v1/upstreams', {}, $('upstreams-note'), (
     el('li', {}, el('h3', {}, name), ...endpoints.map(endpointNode)));
 });
 
+const readBucket = () => read('/api/v1/bucket', {}, $('upstreams-note'), ({ bucket }) => {
+  $('bucket-box').hidden = bucket === null;
+  reconcile($('bucket-state'), bucket === null ? [] : [bucket], ({ url }) => url, bucketNode);
+});
+
+function bucketNode({ url, reads, readOnly, probe, queued, running, done, bytesSent, failure }) {
+  const lines = [
+    readOnly ? 'read-only' : `${many(queued, 'file')} to upload, ${count(running)} under way`,
+    readOnly ? null : `${many(done, 'file')} and ${size(bytesSent)} sent since the start`,
+    probe === null || probe.error !== null ? null : capabilities(probe),
+  ];
+  return el('div', {}, el('div', { class: 'line' }, el('span', { class: 'mono' }, url), bucketHealth(reads, failure, probe)),
+    el('p', { class: 'muted' }, lines.filter((line) => line !== null).join(' · ')),
+    failure === null ? null : el('p', { class: 'muted' }, 'Uploads fail since ', time(failure.since), `: ${failure.text}`),
+    reads === null || reads.lastFailure === null ? null : el('p', { class: 'muted' }, `Last failure for a client: ${reads.lastFailure}`));
+}
+
+function bucketHealth(reads, failure, probe) {
+  if (reads !== null && reads.breaker !== 'closed') return health(reads.breaker, 1);
+  if (failure !== null || (probe !== null && probe.error !== null)) return badge('bad', 'uploads fail');
+  return badge('good', 'healthy');
+}
+
+function capabilities({ writable, createsIfAbsent, verifiesChecksums }) {
+  const lacks = [writable ? null : 'is not writable', createsIfAbsent ? null : 'does not support If-None-Match',
+    verifiesChecksums ? null : 'does not verify checksums'].filter((text) => text !== null);
+  return lacks.length === 0 ? null : lacks.join(', ');
+}
+
 const readPeers = () => read('/api/v1/peers', {}, $('upstreams-note'), ({ peers }) => {
   $('peers-box').hidden = peers.length === 0;
   reconcile($('peer-list'), peers, ({ url }) => url, peerNode);
@@ -817,7 +847,7 @@ function showRegistryChoice(names) {
 
 const refreshFast = () => Promise.all([readStatus(), readFlights()]);
 // Pins first: they determine which images have a removable pin.
-const refreshSlow = () => Promise.all([readUpstreams(), readPeers(), readHistory(), readPins().then(readImages)]);
+const refreshSlow = () => Promise.all([readUpstreams(), readBucket(), readPeers(), readHistory(), readPins().then(readImages)]);
 const refreshAll = () => Promise.all([refreshFast(), refreshSlow()]);
 
 // Runs one task at a time, only while the page is visible, and at once when it becomes visible again.

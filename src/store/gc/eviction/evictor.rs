@@ -29,6 +29,8 @@ pub struct Eviction {
     pub freed_bytes: u64,
     /// Number of pinned images.
     pub pinned: usize,
+    /// Number of images that stay because the bucket does not have all of them yet.
+    pub not_uploaded: usize,
 }
 
 /// State kept between evictions.
@@ -45,6 +47,8 @@ struct CachedIndex {
     took: Duration,
     /// Number of items evicted with it.
     evicted: usize,
+    /// Number of images that were not evicted because the bucket did not have all of them.
+    not_uploaded: usize,
     /// Whether it has no more candidates.
     is_exhausted: bool,
 }
@@ -97,6 +101,7 @@ impl Evictor {
             let Some(cached) = &mut self.cached else { break };
             let is_done = cached.evict(&sweep, clock(), is_enough, keep_going, eviction)?;
             eviction.pinned = cached.index.pinned();
+            eviction.not_uploaded = cached.not_uploaded;
             cached.is_exhausted = !is_done;
             if is_done || cached.is_usable(&cached.pins, clock()) {
                 break;
@@ -128,8 +133,15 @@ impl Evictor {
         let index = index.ok_or(PruneError::Stopped)?;
         let built = clock();
         let took = built.duration_since(began).unwrap_or_default();
-        self.cached =
-            Some(CachedIndex { index, pins, built, took, evicted: 0, is_exhausted: false });
+        self.cached = Some(CachedIndex {
+            index,
+            pins,
+            built,
+            took,
+            evicted: 0,
+            not_uploaded: 0,
+            is_exhausted: false,
+        });
         Ok(())
     }
 }
@@ -164,7 +176,8 @@ impl CachedIndex {
                     log_removal(&item);
                 }
                 Evicted::Locked(locked) => return Err(PruneError::Locked(locked)),
-                Evicted::Absent | Evicted::InUse | Evicted::Pinned | Evicted::NotUploaded => {}
+                Evicted::NotUploaded => self.not_uploaded += 1,
+                Evicted::Absent | Evicted::InUse | Evicted::Pinned => {}
             }
         }
     }

@@ -70,6 +70,10 @@ impl Store {
         if !inner.has_outgoing() {
             return false;
         }
+        if !layout.outgoing_seeded().exists() {
+            // Not everything that must be uploaded is queued yet.
+            return true;
+        }
         if let Reference::Tag(tag) = reference
             && is_outgoing(OutgoingKind::Tag, &layout.tag(name, tag))
         {

@@ -1,0 +1,281 @@
+//! The bucket as a place that has content: blobs, and the records of one registry.
+//!
+//! It is as untrusted as a registry: whoever receives a blob or a manifest verifies it. Like a cache directory, it decides
+//! what a tag is, until the registry is asked. What it does not have may exist nevertheless.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::oci::{
+    Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, ManifestRecord, Record, Reference, Repository,
+    Tag, TagRecord, Upstream, blob_path, manifest_path, tag_path,
+};
+use crate::upstream::client::EndpointKind;
+use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
+use crate::upstream::network::ProxySettings;
+use crate::upstream::object_store::{ObjectStore, ObjectStoreSettings};
+use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, Origin, Source};
+
+/// What only the registry itself knows, for messages.
+const TAGS: &str = "tags";
+const LISTS: &str = "lists";
+/// The largest record that is read, in bytes.
+const RECORD_BYTES_MAX: u64 = 64 * 1024;
+/// How much of a manifest is read at a time.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// An object for the probe of the circuit breaker. It need not exist.
+const PROBED: &str = "oci-layout";
+
+/// How many keys are remembered of each kind.
+const REMEMBERED: usize = 16_384;
+
+/// The bucket, and what this process knows about its objects. Clones share it.
+#[derive(Clone)]
+pub struct Bucket {
+    /// For uploads and other work in the background.
+    pub store: Arc<ObjectStore>,
+    /// For what a client waits for.
+    reads: Arc<ObjectStore>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// Locked for an insertion, a lookup or a removal. Each set is emptied when it is full: its entries only save requests, or
+/// are found again.
+#[derive(Default)]
+struct Known {
+    present: HashSet<String>,
+    wrong: HashSet<String>,
+}
+
+impl Bucket {
+    /// A bucket about which nothing is known. Makes no request.
+    pub fn new(settings: &ObjectStoreSettings, proxies: &Arc<ProxySettings>) -> Bucket {
+        Bucket {
+            store: Arc::new(ObjectStore::new(settings.clone(), Arc::clone(proxies))),
+            reads: Arc::new(ObjectStore::impatient(settings.clone(), Arc::clone(proxies))),
+            known: Arc::default(),
+        }
+    }
+
+    /// Notes that the bucket has what this cache has, so it need not be uploaded.
+    pub fn note_present(&self, key: &str) {
+        let mut known = self.known();
+        known.wrong.remove(key);
+        insert(&mut known.present, key);
+    }
+
+    /// Notes that the bucket has sent wrong bytes, so the object must be replaced.
+    pub fn note_wrong(&self, key: &str) {
+        log::warn!(
+            "objectStore: {}{key} has the wrong content; it will be replaced",
+            self.store.url()
+        );
+        let mut known = self.known();
+        known.present.remove(key);
+        insert(&mut known.wrong, key);
+    }
+
+    /// Whether an object is known to be there.
+    pub fn is_present(&self, key: &str) -> bool {
+        self.known().present.contains(key)
+    }
+
+    /// Whether an object must be replaced.
+    pub fn is_wrong(&self, key: &str) -> bool {
+        self.known().wrong.contains(key)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Each change is one insertion or removal.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn insert(set: &mut HashSet<String>, key: &str) {
+    if set.len() >= REMEMBERED {
+        set.clear();
+    }
+    set.insert(key.to_owned());
+}
+
+/// Two are equal if they are the same.
+impl PartialEq for Bucket {
+    fn eq(&self, other: &Bucket) -> bool {
+        Arc::ptr_eq(&self.store, &other.store)
+    }
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.store.url())
+    }
+}
+
+/// The content of one registry in the bucket.
+pub(super) struct BucketOrigin {
+    bucket: Bucket,
+    upstream: Upstream,
+}
+
+impl BucketOrigin {
+    pub(super) fn new(bucket: Bucket, upstream: Upstream) -> BucketOrigin {
+        BucketOrigin { bucket, upstream }
+    }
+
+    fn name(&self, repository: &Repository) -> ImageName {
+        ImageName { upstream: self.upstream.clone(), repository: repository.clone() }
+    }
+
+    /// Reads a record. One that is damaged counts as absent.
+    fn record<T: Record>(&self, key: &str) -> Result<T, UpstreamError> {
+        let read = self.bucket.reads.read(key, RECORD_BYTES_MAX)?;
+        T::from_json(&read.bytes).ok_or_else(|| {
+            log::warn!(
+                "{}{key} is not a record that Larder has written; it is ignored",
+                self.url()
+            );
+            self.absent(key)
+        })
+    }
+
+    /// What is not in the bucket may exist nevertheless.
+    fn absent(&self, key: &str) -> UpstreamError {
+        let request = format!("GET {}{key}", self.url());
+        UpstreamError::new(request, UpstreamErrorKind::NotFound).elsewhere()
+    }
+}
+
+impl Origin for BucketOrigin {
+    fn url(&self) -> String {
+        self.bucket.reads.url()
+    }
+
+    fn probe(&self) -> Result<(), UpstreamError> {
+        match self.bucket.reads.head(PROBED) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn kind(&self) -> EndpointKind {
+        EndpointKind::Bucket
+    }
+
+    fn tag_record(&self, repository: &Repository, tag: &Tag) -> Result<TagRecord, UpstreamError> {
+        self.record(&tag_path(&self.name(repository), tag)).map_err(not_the_registry)
+    }
+}
+
+impl Source for BucketOrigin {
+    fn endpoints(&self) -> usize {
+        1
+    }
+
+    fn resolve(
+        &self,
+        _: &Repository,
+        _: &Tag,
+    ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
+        Err(self.absent(TAGS))
+    }
+
+    fn manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        sink: &mut dyn DocumentSink,
+    ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
+        let Reference::Digest(digest) = reference else { return Err(self.absent(TAGS)) };
+        let path = manifest_path(&self.name(repository), digest);
+        let record: ManifestRecord = self.record(&path).map_err(not_the_registry)?;
+        self.bucket.note_present(&path);
+        let key = blob_path(digest);
+        let request = format!("GET {}{key}", self.url());
+        let object = self.bucket.reads.get(&key, 0, None).map_err(not_the_registry)?;
+        sink.restart();
+        copy(object.reader, &request, sink)?;
+        let parsed = sink.parse(digest.algorithm(), Some(record.media_type.as_str()));
+        let Some((actual, manifest)) = parsed else {
+            return Err(UpstreamError::new(request, UpstreamErrorKind::NoSpace));
+        };
+        let bad = |reason: String| UpstreamError::bad_answer(&request, reason).elsewhere();
+        if actual != *digest {
+            self.bucket.note_wrong(&key);
+            return Err(bad(format!("its bytes have the digest {actual}")));
+        }
+        let manifest = manifest.map_err(|error| bad(error.to_string()))?;
+        self.bucket.note_present(&key);
+        Ok((actual, manifest, Confirmation::default()))
+    }
+
+    fn blob_size(&self, _: &Repository, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
+        self.bucket
+            .store
+            .head(&blob_path(digest))
+            .map(|head| Some(head.size))
+            .map_err(not_the_registry)
+    }
+
+    fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
+        let object = self.bucket.reads.get(&blob_path(ask.digest), ask.from, ask.to);
+        let object = object.map_err(not_the_registry)?;
+        Ok(BlobBody {
+            endpoint: 0,
+            sender: EndpointKind::Bucket,
+            start: object.start,
+            end: object.end.filter(|_| ask.to.is_some()),
+            size: object.size,
+            reader: object.reader,
+        })
+    }
+
+    fn tags(
+        &self,
+        _: &Repository,
+        _: &str,
+        _: &mut dyn DocumentSink,
+    ) -> Result<List, UpstreamError> {
+        Err(self.absent(LISTS))
+    }
+
+    fn referrers(
+        &self,
+        _: &Repository,
+        _: &Digest,
+        _: &str,
+        _: &mut dyn DocumentSink,
+    ) -> Result<List, UpstreamError> {
+        Err(self.absent(LISTS))
+    }
+}
+
+/// What is missing in the bucket is not missing at the registry.
+fn not_the_registry(error: UpstreamError) -> UpstreamError {
+    if error.is_not_found() { error.elsewhere() } else { error }
+}
+
+fn copy(
+    reader: Box<dyn Read + Send>,
+    request: &str,
+    sink: &mut dyn DocumentSink,
+) -> Result<(), UpstreamError> {
+    let mut reader = reader.take(MANIFEST_BYTES_MAX as u64 + 1);
+    let (mut chunk, mut length) = (vec![0; CHUNK_BYTES], 0);
+    loop {
+        match reader.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                length += count;
+                if length > MANIFEST_BYTES_MAX {
+                    let reason = format!("it is larger than {MANIFEST_BYTES_MAX} bytes");
+                    return Err(UpstreamError::bad_answer(request, reason).elsewhere());
+                }
+                sink.write(&chunk[..count]);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(UpstreamError::from_body(request, error)),
+        }
+    }
+}

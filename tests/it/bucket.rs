@@ -1,0 +1,309 @@
+//! A bucket as the shared, durable tier behind the caches.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use larder::cache::{FreshnessPolicy, Ttl};
+use larder::oci::{Record, TagRecord, from_seconds};
+
+use crate::support::larder::{Larder, blob, files, manifest, seconds, until};
+use crate::support::{FakeBucket, FakeRegistry, Fault, Gate, Image, On, Operation, bytes};
+
+const REPOSITORY: &str = "team/app";
+const MIB: usize = 1 << 20;
+
+fn with_bucket<'a>(bucket: &'a FakeBucket) -> impl Fn(&mut crate::support::larder::Settings) + 'a {
+    |settings| settings.use_bucket(bucket)
+}
+
+/// Pulls a tag and all layers.
+#[track_caller]
+fn pull(larder: &Larder, tag: &str, image: &Image) {
+    let got = larder.get(&manifest(REPOSITORY, tag));
+    assert!(got.status == 200 && got.body == image.manifest(), "{got:?}");
+    for layer in image.layers() {
+        let got = larder.get(&blob(REPOSITORY, &layer.digest));
+        assert!(got.status == 200 && got.body == layer.bytes, "{got:?}");
+    }
+}
+
+/// The paths of everything that a cache has published, which are keys.
+fn keys_of(larder: &Larder) -> BTreeSet<String> {
+    let root = larder.root();
+    let names = larder.names().into_iter();
+    let below = names.map(|path| path.strip_prefix(&root).expect("below the root").to_owned());
+    below.map(|path| path.to_str().expect("UTF-8").to_owned()).collect()
+}
+
+/// Waits until the bucket has everything that the cache has, and the queue is empty.
+#[track_caller]
+fn wait_until_uploaded(larder: &Larder, bucket: &FakeBucket) {
+    until("uploads", || {
+        let keys: BTreeSet<String> = bucket.keys().into_iter().collect();
+        keys_of(larder).is_subset(&keys) && files(&larder.root().join("outgoing")).is_empty()
+    });
+}
+
+#[test]
+fn image_of_a_bucket_is_served_when_the_registry_is_gone() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1").layer(bytes(2 * MIB, 3));
+    registry.add(REPOSITORY, "v1", &image);
+    let first = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&first, "v1", &image);
+    wait_until_uploaded(&first, &bucket);
+    assert_eq!(keys_of(&first), bucket.keys().into_iter().collect(), "and nothing else");
+    registry.stop();
+
+    let second = Larder::start_with(&registry, |settings| {
+        settings.use_bucket(&bucket);
+        settings.cache.freshness = FreshnessPolicy::of(Ttl::For(seconds(60)));
+    });
+    let got = second.head(&manifest(REPOSITORY, "v1"));
+    assert_eq!(got.header("docker-content-digest"), Some(&*image.digest()), "{got:?}");
+    pull(&second, "v1", &image);
+    assert_eq!(second.get(&manifest(REPOSITORY, "v1")).header("warning"), None);
+    assert!(second.get(&manifest(REPOSITORY, &image.digest())).body == image.manifest());
+    // A cache that comes later serves it as stale, like one that has had it all the time.
+    let third = Larder::start_with(&registry, |settings| {
+        settings.use_bucket(&bucket);
+        settings.cache.freshness = FreshnessPolicy::of(Ttl::For(seconds(0)));
+    });
+    let got = third.get(&manifest(REPOSITORY, "v1"));
+    assert!(got.status == 200 && got.header("warning").is_some(), "{got:?}");
+    assert!(got.body == image.manifest());
+    // What nobody has pulled is not there.
+    let got = second.get(&manifest(REPOSITORY, "v2"));
+    assert!(matches!(got.status, 502..=504), "{got:?}");
+}
+
+#[test]
+fn copy_of_a_bucket_is_a_directory_that_larder_serves() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    let first = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&first, "v1", &image);
+    wait_until_uploaded(&first, &bucket);
+
+    let mut copy = Larder::start_with(&registry, |settings| settings.cache.air_gapped = true);
+    copy.stop();
+    for key in bucket.keys() {
+        let path = copy.root().join(&key);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("it can be created");
+        fs::write(path, bucket.object(&key).expect("an object")).expect("it can be written");
+    }
+    copy.run();
+    let before = registry.requests().len();
+    pull(&copy, "v1", &image);
+    assert_eq!(registry.requests().len(), before);
+}
+
+#[test]
+fn content_is_uploaded_before_its_names() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1").layer(bytes(9_000, 4));
+    registry.add(REPOSITORY, "v1", &image);
+    // Everything is queued before anything is uploaded.
+    let gate = Gate::new();
+    bucket.fault(On::s3(Operation::PutObject, "probe/*").times(1), Fault::Gate(gate.clone()));
+    let larder = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&larder, "v1", &image);
+    gate.open();
+    wait_until_uploaded(&larder, &bucket);
+    let puts = bucket.requests_of(Operation::PutObject, "*");
+    let kinds: Vec<usize> = puts
+        .iter()
+        .filter_map(|put| {
+            let is = |part: &str| put.path.contains(part);
+            match () {
+                () if is("/blobs/") => Some(0),
+                () if is("/_manifests/") => Some(1),
+                () if is("/_tags/") => Some(2),
+                () => None,
+            }
+        })
+        .collect();
+    assert!(
+        kinds.is_sorted() && kinds.first() == Some(&0) && kinds.last() == Some(&2),
+        "{kinds:?}"
+    );
+}
+
+#[test]
+fn hit_sends_no_request_to_the_bucket() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = registry.add_sample(REPOSITORY);
+    let larder = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&larder, "v1", &image);
+    wait_until_uploaded(&larder, &bucket);
+    bucket.clear_requests();
+    pull(&larder, "v1", &image);
+    assert!(bucket.requests().is_empty(), "{:?}", bucket.requests());
+}
+
+#[test]
+fn pulls_go_on_while_the_bucket_fails_and_nothing_queued_is_lost() {
+    let faults: [fn(&FakeBucket, bool); 3] = [
+        |bucket, is_on| if is_on { bucket.down() } else { bucket.up() },
+        |bucket, is_on| bucket.full(is_on),
+        |bucket, is_on| bucket.deny_writes(is_on),
+    ];
+    for fault in faults {
+        let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+        let image = Image::sample("v1").layer(bytes(MIB, 5));
+        registry.add(REPOSITORY, "v1", &image);
+        fault(&bucket, true);
+        let mut larder = Larder::start_with(&registry, with_bucket(&bucket));
+        pull(&larder, "v1", &image);
+        let queue = larder.root().join("outgoing");
+        assert!(!files(&queue).is_empty());
+        larder.restart();
+        pull(&larder, "v1", &image);
+        assert!(!files(&queue).is_empty());
+        fault(&bucket, false);
+        // The next attempt follows within a minute; a restart begins at once.
+        larder.restart();
+        wait_until_uploaded(&larder, &bucket);
+    }
+}
+
+#[test]
+fn wrong_bytes_of_the_bucket_are_never_a_complete_response_and_are_replaced() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1").layer(bytes(MIB, 6));
+    registry.add(REPOSITORY, "v1", &image);
+    let first = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&first, "v1", &image);
+    wait_until_uploaded(&first, &bucket);
+    let layer = &image.layers()[image.layers().len() - 1];
+    let key = |digest: &str| format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"));
+    bucket.corrupt(&key(&layer.digest));
+    bucket.corrupt(&key(&image.digest()));
+
+    let second = Larder::start_with(&registry, with_bucket(&bucket));
+    assert!(second.get(&manifest(REPOSITORY, "v1")).body == image.manifest());
+    let path = blob(REPOSITORY, &layer.digest);
+    let got = second.get(&path);
+    assert!(!got.complete || got.body == layer.bytes);
+    until("the right bytes", || {
+        let got = second.get(&path);
+        assert!(!(got.complete && got.status == 200) || got.body == layer.bytes);
+        got.complete && got.status == 200
+    });
+    until("the right objects", || {
+        bucket.object(&key(&layer.digest)).as_deref() == Some(&layer.bytes)
+            && bucket.object(&key(&image.digest())).as_deref() == Some(&image.manifest())
+    });
+}
+
+#[test]
+fn offline_cache_asks_the_bucket_and_no_registry() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1").layer(bytes(MIB, 7));
+    registry.add(REPOSITORY, "v1", &image);
+    let first = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&first, "v1", &image);
+    wait_until_uploaded(&first, &bucket);
+    let before = registry.requests().len();
+    let second = Larder::start_with(&registry, |settings| {
+        settings.use_bucket(&bucket);
+        settings.cache.air_gapped = true;
+    });
+    pull(&second, "v1", &image);
+    let layer = &image.layers()[0];
+    let head = second.head(&blob(REPOSITORY, &layer.digest));
+    assert_eq!(head.status, 200);
+    assert_eq!(second.get(&manifest(REPOSITORY, "v2")).status, 404);
+    assert_eq!(registry.requests().len(), before);
+}
+
+#[test]
+fn large_blob_is_uploaded_in_parts_and_continued_after_an_interruption() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1").layer(bytes(12 * MIB, 8));
+    registry.add(REPOSITORY, "v1", &image);
+    let layer = &image.layers()[image.layers().len() - 1];
+    // The second part is cut off again and again until the restart.
+    bucket.fault(On::s3(Operation::UploadPart, "*").after(1), Fault::CutRequest(MIB));
+    let mut larder = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&larder, "v1", &image);
+    bucket.wait_for(Operation::UploadPart, "blobs/*", 2);
+    larder.stop();
+    bucket.clear_faults();
+    bucket.clear_requests();
+    larder.run();
+    wait_until_uploaded(&larder, &bucket);
+    let key = format!("blobs/sha256/{}", layer.digest.trim_start_matches("sha256:"));
+    assert!(bucket.object(&key).as_deref() == Some(&layer.bytes));
+    assert_eq!(bucket.count_of(Operation::UploadPart, "*"), 2, "two of three parts");
+    assert!(bucket.uploads().is_empty());
+}
+
+#[test]
+fn tag_that_another_cache_has_confirmed_later_is_kept() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let (old, new) = (Image::sample("old"), Image::sample("new"));
+    registry.add(REPOSITORY, "v1", &old);
+    let larder = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&larder, "v1", &old);
+    wait_until_uploaded(&larder, &bucket);
+    let key = bucket.keys().into_iter().find(|key| key.contains("/_tags/")).expect("a tag");
+    let record = TagRecord::from_json(&bucket.object(&key).expect("an object")).expect("a record");
+    let later = TagRecord {
+        digest: new.digest().parse().expect("a digest"),
+        checked: record.checked + Duration::from_secs(3600),
+        ..record
+    };
+    let json = serde_json::to_vec(&later.wire()).expect("JSON");
+    bucket.put(&key, &json);
+    // A new day, so the confirmation is uploaded, but an earlier one than that of the other cache.
+    let day = Duration::from_secs(86_400);
+    let tomorrow = TagRecord { checked: record.checked + 2 * day, ..later.clone() };
+    bucket.put(&key, &serde_json::to_vec(&tomorrow.wire()).expect("JSON"));
+    larder.advance(day);
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == old.manifest());
+    until("an empty queue", || files(&larder.root().join("outgoing")).is_empty());
+    let kept = TagRecord::from_json(&bucket.object(&key).expect("an object")).expect("a record");
+    assert_eq!(kept, tomorrow);
+    // After that time, the confirmation of this cache is the latest.
+    larder.advance(2 * day);
+    assert!(larder.get(&manifest(REPOSITORY, "v1")).body == old.manifest());
+    until("the tag", || {
+        let record = TagRecord::from_json(&bucket.object(&key).unwrap_or_default());
+        record.is_some_and(|record| record.digest.to_string() == old.digest())
+    });
+    assert!(from_seconds(0).is_some());
+}
+
+#[test]
+fn what_was_cached_before_there_was_a_bucket_is_uploaded() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1").layer(bytes(MIB, 9));
+    registry.add(REPOSITORY, "v1", &image);
+    let mut larder = Larder::start(&registry);
+    pull(&larder, "v1", &image);
+    assert!(!larder.root().join("outgoing").exists());
+    larder.restart_with(with_bucket(&bucket));
+    wait_until_uploaded(&larder, &bucket);
+    // Once only.
+    bucket.clear_requests();
+    larder.restart();
+    bucket.wait_for(Operation::DeleteObject, "probe/*", 1);
+    assert_eq!(bucket.count_of(Operation::PutObject, "blobs/*"), 0);
+}
+
+#[test]
+fn of_two_servers_on_a_directory_one_uploads() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = Image::sample("v1").layer(bytes(MIB, 10));
+    registry.add(REPOSITORY, "v1", &image);
+    let first = Larder::start_with(&registry, with_bucket(&bucket));
+    let second = first.second();
+    pull(&second, "v1", &image);
+    wait_until_uploaded(&second, &bucket);
+    for key in bucket.keys() {
+        assert_eq!(bucket.count_of(Operation::PutObject, &key), 1, "{key}");
+    }
+}
