@@ -132,6 +132,9 @@ pub struct List {
     /// print the digests of all cached blobs and manifests, one per line, for export --except
     #[argh(switch)]
     pub digests: bool,
+    /// list the images in the bucket (objectStore in the configuration)
+    #[argh(switch)]
+    pub bucket: bool,
 }
 
 /// Remove images that match all of the given conditions, and the blobs that no other image needs. Safe
@@ -162,6 +165,10 @@ pub struct Prune {
     /// remove at most this many images, least recently used first
     #[argh(option)]
     pub count: Option<usize>,
+    /// remove from the bucket (objectStore in the configuration) what exceeds its maxSize and unusedFor, now; all
+    /// other conditions are for the cache directory. Takes ten minutes, unless with --dry-run
+    #[argh(switch)]
+    pub bucket: bool,
     /// also remove pinned images
     #[argh(switch)]
     pub include_pinned: bool,

@@ -17,6 +17,7 @@
 
 mod blobs;
 mod bounded;
+mod bucket_sweep;
 mod committers;
 mod completion;
 mod core;
@@ -47,6 +48,9 @@ use crate::upstream::Sources;
 pub use blobs::{
     AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, GrowingFile, Incoming,
     PassThrough, Purpose, RetryPolicy, SizeSource,
+};
+pub use bucket_sweep::{
+    BucketImage, BucketLimits, BucketSweepThread, SweepError, SweepReport, SweepTimes, Sweeper,
 };
 pub use completion::CompletionThread;
 pub use error::{CacheError, Reason};

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::export::choices;
-use super::{CommandError, existing_store, printed, table};
+use super::{CommandError, bucket, existing_store, printed, table};
 use crate::api::image_document;
 use crate::cache::FreshnessPolicy;
 use crate::cli;
@@ -28,6 +28,9 @@ const SHORT_DIGEST: usize = 12;
 pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), CommandError> {
     let mut selected = choices(settings, &command.patterns, &[])?;
     selected.extend(expressions(command.pattern.as_deref())?.into_iter().map(Choice::Matching));
+    if command.bucket {
+        return bucket::list(settings, &selected, command.json);
+    }
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
     let pins = Pins::load(&store, &settings.cache.maintenance.pins).map_err(PruneError::Pins)?;

@@ -1,5 +1,6 @@
 //! The commands. Each one is a short composition of other modules.
 
+mod bucket;
 mod config_check;
 mod config_file;
 mod export;

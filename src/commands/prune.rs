@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use super::export::choices;
-use super::{CommandError, existing_store, list, logging, say};
+use super::{CommandError, bucket, existing_store, list, logging, say};
 use crate::api::report_document;
 use crate::cli;
 use crate::config::Settings;
@@ -18,6 +18,9 @@ use crate::units::{plural, size};
 /// [`CommandError`] for an invalid command line, for unreadable pins, and for I/O errors.
 pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), CommandError> {
     logging::start(settings.log_level.at_least_warn(), settings.log_file.as_deref())?;
+    if command.bucket {
+        return prune_bucket(settings, command);
+    }
     let now = SystemTime::now();
     let (criteria, choices) = wanted(settings, command, now)?;
     let store = existing_store(&settings.store)?;
@@ -33,6 +36,28 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
         false => print_text(&report, is_dry_run),
     }
     Ok(())
+}
+
+/// Carries out what the configuration says about the bucket.
+fn prune_bucket(settings: &Settings, command: &cli::Prune) -> Result<(), CommandError> {
+    let has_conditions = !command.images.is_empty()
+        || command.count.is_some()
+        || command.include_pinned
+        || [
+            &command.pattern,
+            &command.unused_for,
+            &command.created_before,
+            &command.prune_before,
+            &command.date,
+        ]
+        .iter()
+        .any(|given| given.is_some());
+    if has_conditions {
+        let text = "prune --bucket follows maxSize and unusedFor of objectStore, and takes only --dry-run \
+                    and --json";
+        return Err(CommandError::Usage(text.into()));
+    }
+    bucket::prune(settings, command.dry_run, command.json)
 }
 
 /// The conditions on the images to remove. There must be at least one: a bare `larder prune` is probably

@@ -18,7 +18,8 @@ use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{
-    Cache, CompletionThread, IndexWriter, MaintenanceThread, Scrubber, UploadThread,
+    BucketSweepThread, Cache, CompletionThread, IndexWriter, MaintenanceThread, Scrubber,
+    UploadThread,
 };
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
@@ -84,7 +85,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let completion = CompletionThread::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start completing images", source })?;
 
-    let uploads = start_uploads(&settings, &cache, &registries)?;
+    let tier = start_tier(&settings, &cache, &registries)?;
 
     let edge = http::Settings {
         max_connections: affordable(settings.http.max_connections),
@@ -126,7 +127,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     management.iter().for_each(Controller::drain);
     // First, because this ends evictions for which fetches wait.
     cache.close();
-    drop((scrubber, maintenance, completion, uploads));
+    drop((scrubber, maintenance, completion, tier));
     // A drain that serves has waited already, and nothing listens on the port any more.
     cache.wait_for_fetches(match drain {
         http::Drain::Refuse | http::Drain::Handover => LAST_COMMITS,
@@ -137,19 +138,30 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Starts the uploads to the bucket, if there is one.
-fn start_uploads(
+/// The threads of the bucket.
+type Tier = (UploadThread, BucketSweepThread);
+
+/// Starts uploads to the bucket, and its sweeps, if there is one.
+fn start_tier(
     settings: &Settings,
     cache: &Cache,
     registries: &Registries,
-) -> Result<Option<UploadThread>, CommandError> {
-    let (Some((_, uploads)), Some(bucket)) = (&settings.bucket, registries.shared_bucket()) else {
+) -> Result<Option<Tier>, CommandError> {
+    let (Some((_, tier)), Some(bucket)) = (&settings.bucket, registries.shared_bucket()) else {
         // What is queued would prevent evictions for ever.
         cache.store().set_outgoing(None);
         return Ok(None);
     };
-    let started = UploadThread::start(cache.clone(), bucket, uploads.clone());
-    started.map(Some).map_err(|source| CommandError::System { doing: "start uploads", source })
+    let failed = |source| CommandError::System { doing: "start uploads", source };
+    let uploads = UploadThread::start(cache.clone(), bucket.clone(), tier.uploads.clone());
+    let uploads = uploads.map_err(failed)?;
+    let (configured, status) = (tier.sweeps, cache.clone());
+    let may_sweep = move || {
+        let probe = || status.bucket_status().and_then(|status| status.probe);
+        configured.unwrap_or_else(|| probe().is_some_and(|probe| probe.has_create_if_absent))
+    };
+    let sweeps = BucketSweepThread::start(cache.clone(), bucket, tier.limits, may_sweep);
+    Ok(Some((uploads, sweeps.map_err(failed)?)))
 }
 
 /// Imports the built-in image into the cache, which serves it like any other. A failure is logged and does not

@@ -422,6 +422,8 @@ names! {
     PruneByName { Accessed, Created }
     /// `serverTlsConfig.clientAuth`.
     ClientAuthName { None, Verify }
+    /// `objectStore.sweep`.
+    SweepName { Auto, Never, Always }
     /// `objectStore.addressing`.
     AddressingName { Path, Virtual }
 }

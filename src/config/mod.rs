@@ -55,6 +55,7 @@ use crate::upstream::{
 use crate::{api, cache, hello, http, store, upstream, users};
 
 pub use error::ConfigError;
+pub use object_store::TierSettings;
 pub use overrides::Overrides;
 pub use suggestion::closest;
 pub use value::{LogLevel, ParseValueError};
@@ -85,8 +86,8 @@ pub struct Settings {
     pub management: api::ManagementSettings,
     /// The cache directory.
     pub store: store::Settings,
-    /// The bucket, and how content is uploaded to it.
-    pub bucket: Option<(ObjectStoreSettings, cache::UploadSettings)>,
+    /// The bucket, and how it is used.
+    pub bucket: Option<(ObjectStoreSettings, TierSettings)>,
     /// How the cache decides.
     pub cache: cache::Settings,
     /// Whether downloads that an earlier process left unfinished are resumed at start.
@@ -129,7 +130,7 @@ pub struct Differences {
 impl Settings {
     /// The registries, with the bucket. Each call creates another client of the bucket.
     pub fn registries(&self) -> Registries {
-        let client = |(settings, _): &(ObjectStoreSettings, cache::UploadSettings)| {
+        let client = |(settings, _): &(ObjectStoreSettings, TierSettings)| {
             Bucket::new(settings, &Arc::new(self.upstream.proxies.clone()))
         };
         let bucket = self.bucket.as_ref().map(client);
@@ -246,10 +247,8 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
     })
 }
 
-fn bucket(
-    entry: &ObjectStoreEntry,
-) -> Result<(ObjectStoreSettings, cache::UploadSettings), ConfigError> {
-    Ok((object_store::bucket(entry)?, object_store::uploads(entry)))
+fn bucket(entry: &ObjectStoreEntry) -> Result<(ObjectStoreSettings, TierSettings), ConfigError> {
+    Ok((object_store::bucket(entry)?, object_store::tier(entry)?))
 }
 
 fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::file::{AddressingName, TlsEntry};
+use super::file::{AddressingName, SweepName, TlsEntry};
 use super::keys::{Comparison, Section, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
-use super::value::{EndpointUrl, Hidden, Integer, Rate, Size, Text};
+use super::value::{EndpointUrl, Hidden, Integer, Rate, Size, Span, Text};
 use super::{ConfigError, aws, registry};
-use crate::cache::UploadSettings;
+use crate::cache::{BucketLimits, UploadSettings};
 use crate::upstream::{
     Addressing, Endpoint, FixedKeys, KeySettings, ObjectStoreSettings, Scheme, Secret, SecretSource,
 };
@@ -56,6 +56,14 @@ section! {
         "uploadRate" upload_rate: Option<Text<Rate>> = None;
         /// Larger objects are uploaded in parts of this size, and continued after an interruption. At least `5MiB`.
         "partSize" part_size: Text<Size> = Text(Size(PART_SIZE));
+        /// The size of the bucket above which the images that were used least recently are removed from it. Images that were
+        /// used within a day stay.
+        "maxSize" max_size: Option<Text<Size>> = None;
+        /// Images that no cache has served for this long are removed from the bucket.
+        "unusedFor" unused_for: Option<Text<Span>> = None;
+        /// Whether this cache removes images for `maxSize` and `unusedFor`: `auto` if the store supports `If-None-Match: *`, by
+        /// which one of all caches does it; `never`; or `always`, for one cache of a store that does not support it.
+        "sweep" sweep: SweepName = SweepName::Auto;
     }
 }
 
@@ -111,13 +119,48 @@ pub(super) fn bucket(entry: &ObjectStoreEntry) -> Result<ObjectStoreSettings, Co
     })
 }
 
-/// How content is uploaded.
-pub(super) fn uploads(entry: &ObjectStoreEntry) -> UploadSettings {
-    UploadSettings {
-        is_read_only: entry.read_only,
-        threads: super::count(entry.uploads),
-        rate: entry.upload_rate.as_ref().map(|rate| rate.0.0),
+/// How content is uploaded, and removed.
+///
+/// # Errors
+/// [`ConfigError::Value`] if the entry contradicts itself.
+pub(super) fn tier(entry: &ObjectStoreEntry) -> Result<TierSettings, ConfigError> {
+    let refuse = |reason: &str| ConfigError::Value { key: "objectStore", reason: reason.into() };
+    let limits = BucketLimits {
+        max_bytes: entry.max_size.as_ref().map(|size| size.0.0),
+        unused_for: entry.unused_for.as_ref().map(|span| span.0.0),
+    };
+    if limits.max_bytes == Some(0) || limits.unused_for.is_some_and(|span| span.is_zero()) {
+        return Err(refuse(
+            "maxSize and unusedFor of 0 would keep nothing; leave them out for no limit",
+        ));
     }
+    if entry.read_only && limits.is_bounded() {
+        return Err(refuse("readOnly excludes maxSize and unusedFor: nothing may be removed"));
+    }
+    Ok(TierSettings {
+        uploads: UploadSettings {
+            is_read_only: entry.read_only,
+            threads: super::count(entry.uploads),
+            rate: entry.upload_rate.as_ref().map(|rate| rate.0.0),
+        },
+        limits,
+        sweeps: match entry.sweep {
+            SweepName::Auto => None,
+            SweepName::Always => Some(true),
+            SweepName::Never => Some(false),
+        },
+    })
+}
+
+/// The bucket as a tier of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TierSettings {
+    /// How content is uploaded.
+    pub uploads: UploadSettings,
+    /// What may stay in the bucket.
+    pub limits: BucketLimits,
+    /// Whether this cache removes what may not stay; `None` if that depends on the store.
+    pub sweeps: Option<bool>,
 }
 
 /// The keys of the entry, if it has some.

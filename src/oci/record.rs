@@ -42,6 +42,40 @@ pub fn repository_path(name: &ImageName) -> String {
     format!("{REFS}/{}/{}", name.upstream, name.repository)
 }
 
+/// What the path of a blob or a record names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredPath {
+    /// A blob.
+    Blob(Digest),
+    /// A repository's record of a manifest.
+    Manifest(ImageName, Digest),
+    /// A tag.
+    Tag(ImageName, Tag),
+}
+
+impl StoredPath {
+    /// Parses a path; `None` if Larder gives no such path to a blob or a record.
+    pub fn parse(path: &str) -> Option<StoredPath> {
+        let digest = |text: &str| {
+            let (algorithm, hex) = text.split_once('/')?;
+            format!("{algorithm}:{hex}").parse().ok()
+        };
+        let (directory, rest) = path.split_once('/')?;
+        if directory == BLOBS {
+            return digest(rest).map(StoredPath::Blob);
+        }
+        let (upstream, rest) = rest.split_once('/').filter(|_| directory == REFS)?;
+        let name = |repository: &str| {
+            Some(ImageName::new(upstream.parse().ok()?, repository.parse().ok()?))
+        };
+        if let Some((repository, tag)) = rest.split_once(&format!("/{TAGS}/")) {
+            return Some(StoredPath::Tag(name(repository)?, tag.parse().ok()?));
+        }
+        let (repository, rest) = rest.split_once(&format!("/{MANIFESTS}/"))?;
+        Some(StoredPath::Manifest(name(repository)?, digest(rest)?))
+    }
+}
+
 /// A tag as of its last check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagRecord {
@@ -199,6 +233,22 @@ mod tests {
             format!("refs/reg.test:5000/a/b/_manifests/sha256/{hex}")
         );
         assert_eq!(tag_path(&name, &"v1".parse().unwrap()), "refs/reg.test:5000/a/b/_tags/v1");
+        for path in [
+            StoredPath::Blob(digest),
+            StoredPath::Manifest(name.clone(), digest),
+            StoredPath::Tag(name.clone(), "v1".parse().unwrap()),
+        ] {
+            let text = match &path {
+                StoredPath::Blob(digest) => blob_path(digest),
+                StoredPath::Manifest(name, digest) => manifest_path(name, digest),
+                StoredPath::Tag(name, tag) => tag_path(name, tag),
+            };
+            assert_eq!(StoredPath::parse(&text), Some(path), "{text}");
+        }
+        for text in ["", "blobs", "blobs/sha256/x", "refs/a.io/b", "refs/a.io/_tags/v1", "probe/x"]
+        {
+            assert_eq!(StoredPath::parse(text), None, "{text}");
+        }
         let json = serde_json::to_vec(&record(8).wire()).unwrap();
         assert_eq!(TagRecord::from_json(&json), Some(record(8)));
         for json in

@@ -11,26 +11,30 @@
 //! * *Stop during an upload*: the part that is being sent is not completed. The claim stays in the queue, and the parts that
 //!   the server has are not sent again.
 
+mod parts;
 mod source;
+mod status;
 
 use std::io::{self, Read};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::maintenance::Background;
 use super::{Cache, lock};
 use crate::metrics::Metrics;
-use crate::oci::{Record, TagRecord};
+use crate::oci::{Record, StoredPath, TagRecord};
 use crate::store::{OutgoingContent, OutgoingEntry, OutgoingFile, OutgoingKind, Store};
 use crate::units::{duration, plural, size};
-use crate::upstream::{
-    Bucket, ClockSkew, Condition, EndpointStatus, Probe, Put, Throttle, UpstreamError,
-};
+use crate::upstream::{Bucket, Condition, EndpointStatus, Probe, Put, Throttle, UpstreamError};
 use crate::via;
+use parts::{CONFIRMED_FOR, Fate, Plans};
 use source::{Section, Upload};
+use status::capabilities;
+
+pub use status::BucketStatus;
 
 /// How often the queue is looked at while it is empty.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -58,29 +62,6 @@ pub struct UploadSettings {
     pub rate: Option<NonZeroU64>,
 }
 
-/// The state of the bucket and of the uploads, for operators.
-#[derive(Debug, Clone)]
-pub struct BucketStatus {
-    /// The URL of the bucket, with the prefix.
-    pub url: String,
-    /// The health of the bucket for what clients wait for.
-    pub reads: Option<EndpointStatus>,
-    /// Whether nothing is uploaded.
-    pub is_read_only: bool,
-    /// What the probe found; `None` before its end.
-    pub probe: Option<Probe>,
-    /// How many blobs and records wait for their upload.
-    pub queued: usize,
-    /// How many are being uploaded.
-    pub running: usize,
-    /// How many were uploaded or found in the bucket since the start.
-    pub done: u64,
-    /// How many bytes were sent since the start.
-    pub sent_bytes: u64,
-    /// The last failure of an upload, and when it happened; `None` once one has succeeded.
-    pub failure: Option<(SystemTime, String)>,
-}
-
 /// The thread that uploads. Dropping it stops the uploads.
 pub struct UploadThread {
     shared: Arc<Shared>,
@@ -100,6 +81,7 @@ pub(super) struct Shared {
     sent_bytes: AtomicU64,
     failure: Mutex<Option<(SystemTime, String)>>,
     is_stopped: AtomicBool,
+    plans: Mutex<Plans>,
 }
 
 impl UploadThread {
@@ -128,6 +110,7 @@ impl UploadThread {
             sent_bytes: AtomicU64::new(0),
             failure: Mutex::default(),
             is_stopped: AtomicBool::new(false),
+            plans: Mutex::default(),
         });
         cache.core().set_uploads(&shared);
         let work = Arc::clone(&shared);
@@ -141,6 +124,17 @@ impl Drop for UploadThread {
     fn drop(&mut self) {
         self.shared.is_stopped.store(true, Ordering::Relaxed);
     }
+}
+
+/// What has become of an upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Uploaded {
+    /// It was sent.
+    Sent,
+    /// The bucket has it.
+    Exists,
+    /// It must wait for something else.
+    Later,
 }
 
 /// Why a round of uploads ended.
@@ -320,7 +314,7 @@ impl Shared {
         }
     }
 
-    /// Uploads what an entry asks for. `false` if it is not there yet.
+    /// Uploads what an entry asks for. `false` if it must wait.
     fn upload_entry(&self, entry: &OutgoingEntry, now: SystemTime) -> Result<bool, UpstreamError> {
         let file = match self.store.claim_outgoing(entry, now) {
             Ok(OutgoingContent::File(file)) => file,
@@ -332,25 +326,23 @@ impl Shared {
             }
         };
         let uploaded = match entry.kind {
-            // It came from the bucket.
-            OutgoingKind::Blob | OutgoingKind::Manifest if self.bucket.is_present(&file.key) => {
-                Ok(false)
-            }
             OutgoingKind::Blob => self.upload_blob(&file),
-            OutgoingKind::Manifest => self.put(&file, Condition::IfAbsent),
-            OutgoingKind::Tag => self.upload_tag(&file),
+            OutgoingKind::Manifest | OutgoingKind::Tag => self.upload_record(entry.kind, &file),
         };
         let outcome = match &uploaded {
-            Ok(true) => "sent",
-            Ok(false) => "exists",
+            Ok(Uploaded::Sent) => "sent",
+            Ok(Uploaded::Exists) => "exists",
+            Ok(Uploaded::Later) => return Ok(false),
             Err(_) => "failed",
         };
         self.metrics.uploaded(outcome);
-        let is_sent = uploaded?;
-        if entry.kind != OutgoingKind::Tag {
-            self.bucket.note_present(&file.key);
+        let uploaded = uploaded?;
+        match uploaded {
+            Uploaded::Sent => self.bucket.note_uploaded(&file.key),
+            _ if entry.kind != OutgoingKind::Tag => self.bucket.note_present(&file.key),
+            _ => {}
         }
-        if is_sent {
+        if uploaded == Uploaded::Sent {
             self.sent_bytes.fetch_add(file.size, Ordering::Relaxed);
             self.metrics.uploaded_bytes.inc_by(file.size);
             log::debug!("objectStore: uploaded {} ({})", file.key, size(file.size));
@@ -363,51 +355,93 @@ impl Shared {
         Ok(true)
     }
 
-    /// Whether it was sent.
-    fn upload_blob(&self, file: &OutgoingFile) -> Result<bool, UpstreamError> {
+    fn upload_blob(&self, file: &OutgoingFile) -> Result<Uploaded, UpstreamError> {
         let mut is_wrong = self.bucket.is_wrong(&file.key);
-        if !is_wrong && file.size > ASKED_FIRST_BYTES {
+        let mut is_there = !is_wrong
+            && self.bucket.was_present(&file.key, CONFIRMED_FOR)
+            && self.fate(&file.key)? != Fate::MayBeGone;
+        if !is_wrong && !is_there && file.size > ASKED_FIRST_BYTES {
             match self.bucket.store.head(&file.key) {
-                Ok(head) if head.size == file.size => return Ok(false),
+                Ok(head) if head.size == file.size => is_there = true,
                 Ok(_) => is_wrong = true,
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
         }
-        let condition = if is_wrong { Condition::None } else { Condition::IfAbsent };
-        self.put(file, condition)
+        let uploaded = match is_there {
+            true => Uploaded::Exists,
+            false => {
+                let condition = if is_wrong { Condition::None } else { Condition::IfAbsent };
+                self.put(file, condition)?
+            }
+        };
+        match uploaded == Uploaded::Exists && self.fate(&file.key)? == Fate::IsCondemned {
+            true => Ok(Uploaded::Later),
+            false => Ok(uploaded),
+        }
     }
 
-    /// Whether it was sent: another cache may have confirmed the tag later.
-    fn upload_tag(&self, file: &OutgoingFile) -> Result<bool, UpstreamError> {
-        let mut bytes = Vec::new();
-        let read = Section { file, at: 0, left: RECORD_BYTES_MAX }.read_to_end(&mut bytes);
-        let ours = read.ok().and_then(|_| TagRecord::from_json(&bytes));
+    /// Uploads a record when the bucket has what it refers to.
+    fn upload_record(
+        &self,
+        kind: OutgoingKind,
+        file: &OutgoingFile,
+    ) -> Result<Uploaded, UpstreamError> {
+        let Some(path) = StoredPath::parse(&file.key) else { return Ok(Uploaded::Exists) };
+        let tag = (kind == OutgoingKind::Tag).then(|| read_tag(file)).flatten();
+        let begun = Instant::now();
+        if !self.has_parts(&path, tag.as_ref())? {
+            return Ok(Uploaded::Later);
+        }
+        let uploaded = match (kind, &tag) {
+            (OutgoingKind::Tag, Some(tag)) if self.is_confirmed_later(file, tag)? => {
+                Uploaded::Exists
+            }
+            (OutgoingKind::Tag, _) => self.put(file, Condition::None)?,
+            _ if self.bucket.was_present(&file.key, CONFIRMED_FOR)
+                && self.fate(&file.key)? == Fate::Stays =>
+            {
+                Uploaded::Exists
+            }
+            _ => self.put(file, Condition::IfAbsent)?,
+        };
+        // An old record of the same manifest may be about to be removed.
+        let is_condemned = kind == OutgoingKind::Manifest
+            && uploaded == Uploaded::Exists
+            && self.fate(&file.key)? == Fate::IsCondemned;
+        // If this process was suspended meanwhile, a sweep may not have seen the record in time.
+        match is_condemned || begun.elapsed() > CONFIRMED_FOR {
+            true => Ok(Uploaded::Later),
+            false => Ok(uploaded),
+        }
+    }
+
+    /// Whether the bucket's record of a tag is that of another cache that has confirmed it later, or the same.
+    fn is_confirmed_later(
+        &self,
+        file: &OutgoingFile,
+        ours: &TagRecord,
+    ) -> Result<bool, UpstreamError> {
         let theirs = match self.bucket.store.read(&file.key, RECORD_BYTES_MAX) {
             Ok(read) => TagRecord::from_json(&read.bytes),
             Err(error) if error.is_not_found() => None,
             Err(error) => return Err(error),
         };
-        match (ours, theirs) {
-            (Some(ours), Some(theirs))
-                if theirs.checked > ours.checked
-                    || (theirs.checked == ours.checked && theirs.digest == ours.digest) =>
-            {
-                Ok(false)
-            }
-            _ => self.put(file, Condition::None),
-        }
+        Ok(theirs.is_some_and(|theirs| {
+            theirs.checked > ours.checked
+                || (theirs.checked == ours.checked && theirs.digest == ours.digest)
+        }))
     }
 
     fn upload_of<'a>(&'a self, file: &'a OutgoingFile) -> Upload<'a> {
         Upload { file, throttle: self.throttle.as_ref(), is_stopped: &self.is_stopped }
     }
 
-    fn put(&self, file: &OutgoingFile, condition: Condition) -> Result<bool, UpstreamError> {
+    fn put(&self, file: &OutgoingFile, condition: Condition) -> Result<Uploaded, UpstreamError> {
         match self.bucket.store.upload(&file.key, &self.upload_of(file), condition)? {
-            Put::Done { .. } => Ok(true),
+            Put::Done { .. } => Ok(Uploaded::Sent),
             // Unless another cache was writing it at that moment, and fails.
-            Put::Exists => self.bucket.store.head(&file.key).map(|_| false),
+            Put::Exists => self.bucket.store.head(&file.key).map(|_| Uploaded::Exists),
         }
     }
 
@@ -427,26 +461,9 @@ impl Shared {
     }
 }
 
-/// What a bucket can do, for the log.
-fn capabilities(probe: &Probe) -> String {
-    let mut parts = vec!["reachable"];
-    let mut add = |can: bool, yes: &'static str, no: &'static str| {
-        parts.push(if can { yes } else { no });
-    };
-    add(probe.is_writable, "writable", "not writable");
-    add(probe.has_create_if_absent, "supports If-None-Match", "does not support If-None-Match");
-    add(
-        probe.verifies_checksum || probe.verifies_content_hash,
-        "verifies checksums",
-        "does not verify checksums",
-    );
-    let mut text = parts.join(", ");
-    if let Some(skew) = probe.clock_skew {
-        let (by, word) = match skew {
-            ClockSkew::Ahead(by) => (by, "ahead of"),
-            ClockSkew::Behind(by) => (by, "behind"),
-        };
-        text.push_str(&format!(", this machine's clock is {} {word} the store's", duration(by)));
-    }
-    text
+/// The record that is to be uploaded.
+fn read_tag(file: &OutgoingFile) -> Option<TagRecord> {
+    let mut bytes = Vec::new();
+    Section { file, at: 0, left: RECORD_BYTES_MAX }.read_to_end(&mut bytes).ok()?;
+    TagRecord::from_json(&bytes)
 }

@@ -54,6 +54,7 @@ unlistedRegistries: deny
 unlistedPorts: [443, 5000]
 parents: ['http://larder.rack:8080', {url: 'https://larder.site', kind: larder, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}]
 peers: {dns: larder-peers.larder.svc, port: 8081, scheme: https, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}
+objectStore: {bucket: b, endpoint: 'https://s3.lan', region: r, prefix: a/b, addressing: virtual, accessKeyId: k, secretAccessKeyFile: /s, profile: p, tls: {ca: /ca}, readOnly: false, uploads: 2, uploadRate: 1MiB, partSize: 10MiB, maxSize: 1TB, unusedFor: 30d, sweep: never}
 registries:
   - name: docker.io
     description: for people
@@ -93,7 +94,15 @@ fn every_key_is_shown() {
     keys().iter().for_each(|key| collect(key, &mut names));
     for name in &names {
         // A registry's scheme is shown in the URL of its endpoint, its secrets are in another test, and `urls` excludes `dns`.
-        let elsewhere = ["scheme", "password", "passwordFromEnv", "static", "urls"];
+        let elsewhere = [
+            "scheme",
+            "password",
+            "passwordFromEnv",
+            "static",
+            "urls",
+            "secretAccessKey",
+            "secretAccessKeyFromEnv",
+        ];
         let is_elsewhere = elsewhere.contains(name);
         assert!(is_elsewhere || shown.contains(&format!("{name}:")), "{name}:\n{shown}");
     }

@@ -190,3 +190,28 @@ fn peers_are_named_in_one_way() {
         assert!(error.contains("peers: ") && error.contains(words), "{error}");
     }
 }
+
+#[test]
+fn bucket_is_named_completely() {
+    let keys = "bucket: b, endpoint: 'https://s3.lan', accessKeyId: k, secretAccessKey: s";
+    assert!(settings(&format!("objectStore: {{{keys}}}")).is_ok());
+    for (more, words) in [
+        ("secretAccessKeyFile: /s", "keep one of"),
+        ("partSize: 1MiB", "at least 5MiB"),
+        ("prefix: a//b", "prefix is"),
+        ("maxSize: 0", "would keep nothing"),
+        ("unusedFor: 0", "would keep nothing"),
+        ("readOnly: true, maxSize: 1GB", "readOnly excludes"),
+    ] {
+        let error = settings(&format!("objectStore: {{{keys}, {more}}}")).unwrap_err();
+        assert!(error.contains("objectStore: ") && error.contains(words), "{error}");
+    }
+    for (entry, words) in [
+        ("{bucket: 'a/b', endpoint: 'https://s3.lan'}", "not the name of a bucket"),
+        ("{bucket: b, endpoint: 'https://s3.lan', accessKeyId: k}", "belong together"),
+        ("{endpoint: 'https://s3.lan'}", "bucket"),
+    ] {
+        let error = settings(&format!("objectStore: {entry}")).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+}

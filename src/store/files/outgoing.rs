@@ -255,12 +255,17 @@ impl Store {
         let _ = fs::remove_file(self.inner.claim(entry));
     }
 
-    /// Queues a blob again, because its object in the bucket is wrong.
+    /// Queues a file again, by its path: the bucket does not have it any more.
     ///
     /// # Errors
     /// [`StoreError`] if a write fails.
-    pub fn queue_again(&self, digest: &Digest) -> Result<(), StoreError> {
-        self.inner.note_outgoing(OutgoingKind::Blob, &self.inner.layout.blob(digest))
+    pub fn queue_again(&self, kind: OutgoingKind, path: &str) -> Result<(), StoreError> {
+        self.inner.note_outgoing(kind, &self.inner.layout.root().join(path))
+    }
+
+    /// Whether the file at a path is here.
+    pub fn has_file(&self, path: &str) -> bool {
+        self.inner.layout.root().join(path).is_file()
     }
 }
 
@@ -326,7 +331,8 @@ mod tests {
     fn entry_without_content_is_removed_when_it_is_old() {
         let (_directory, store) = store();
         let digest = Digest::of(Algorithm::Sha256, b"pruned");
-        store.queue_again(&digest).unwrap();
+        let path = format!("blobs/sha256/{}", digest.hex());
+        store.queue_again(OutgoingKind::Blob, &path).unwrap();
         let (entries, _) = store.outgoing(10);
         let later = SystemTime::now() + 2 * YOUNG;
         let claimed = store.claim_outgoing(&entries[0], later).unwrap();

@@ -3,10 +3,11 @@
 //! It is as untrusted as a registry: whoever receives a blob or a manifest verifies it. Like a cache directory, it decides
 //! what a tag is, until the registry is asked. What it does not have may exist nevertheless.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::oci::{
     Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, ManifestRecord, Record, Reference, Repository,
@@ -45,7 +46,7 @@ pub struct Bucket {
 /// are found again.
 #[derive(Default)]
 struct Known {
-    present: HashSet<String>,
+    present: HashMap<String, Instant>,
     wrong: HashSet<String>,
 }
 
@@ -59,11 +60,19 @@ impl Bucket {
         }
     }
 
-    /// Notes that the bucket has what this cache has, so it need not be uploaded.
+    /// Notes that an object was replaced or created.
+    pub fn note_uploaded(&self, key: &str) {
+        self.known().wrong.remove(key);
+        self.note_present(key);
+    }
+
+    /// Notes that an object is there, so it need not be uploaded.
     pub fn note_present(&self, key: &str) {
         let mut known = self.known();
-        known.wrong.remove(key);
-        insert(&mut known.present, key);
+        if known.present.len() >= REMEMBERED {
+            known.present.clear();
+        }
+        known.present.insert(key.to_owned(), Instant::now());
     }
 
     /// Notes that the bucket has sent wrong bytes, so the object must be replaced.
@@ -74,12 +83,15 @@ impl Bucket {
         );
         let mut known = self.known();
         known.present.remove(key);
-        insert(&mut known.wrong, key);
+        if known.wrong.len() >= REMEMBERED {
+            known.wrong.clear();
+        }
+        known.wrong.insert(key.to_owned());
     }
 
-    /// Whether an object is known to be there.
-    pub fn is_present(&self, key: &str) -> bool {
-        self.known().present.contains(key)
+    /// Whether an object was there at most so long ago.
+    pub fn was_present(&self, key: &str, within: Duration) -> bool {
+        self.known().present.get(key).is_some_and(|seen| seen.elapsed() <= within)
     }
 
     /// Whether an object must be replaced.
@@ -91,13 +103,6 @@ impl Bucket {
         // Each change is one insertion or removal.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn insert(set: &mut HashSet<String>, key: &str) {
-    if set.len() >= REMEMBERED {
-        set.clear();
-    }
-    set.insert(key.to_owned());
 }
 
 /// Two are equal if they are the same.

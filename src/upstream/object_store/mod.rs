@@ -214,6 +214,16 @@ impl ObjectStore {
         self.client.settings()
     }
 
+    /// The time by the store's clock, as far as its responses have shown it.
+    pub fn now(&self) -> SystemTime {
+        let now = SystemTime::now();
+        let ahead = self.client.clock().latest().unwrap_or_default();
+        let difference = Duration::from_secs(ahead.unsigned_abs());
+        let shifted =
+            if ahead < 0 { now.checked_sub(difference) } else { now.checked_add(difference) };
+        shifted.unwrap_or(now)
+    }
+
     /// The URL of the bucket and the prefix, for messages.
     pub fn url(&self) -> String {
         self.client.url()

@@ -29,7 +29,7 @@ use larder::cache::{
 use larder::http::{self, Context, Controller, Ending, Handler, Outcome, Request, Server, Step};
 use larder::store::{self, Store};
 use larder::upstream::{
-    self, BreakerPolicy, Endpoint, EndpointSettings, ProxySettings, RateLimit, Registries,
+    self, BreakerPolicy, Bucket, Endpoint, EndpointSettings, ProxySettings, RateLimit, Registries,
     RegistrySettings, Scheme, Sources, Timeouts, UnlistedPorts, UnlistedRegistries,
 };
 
@@ -277,6 +277,11 @@ impl Larder {
     /// The store of the running server.
     pub fn store(&self) -> Store {
         self.running().cache.store().clone()
+    }
+
+    /// The bucket of the running server.
+    pub fn bucket(&self) -> Bucket {
+        self.running().registries.shared_bucket().expect("the settings have a bucket")
     }
 
     /// Runs the check that the maintenance thread performs twice a second.

@@ -83,6 +83,23 @@ impl Pins {
         Ok(pins)
     }
 
+    /// Pins from their texts.
+    ///
+    /// # Errors
+    /// The text that is not a pin, and why.
+    pub fn of(texts: &[String]) -> Result<Pins, String> {
+        let mut pins = Pins::default();
+        for text in texts {
+            pins.add(text.parse().map_err(|reason| format!("{text}: {reason}"))?);
+        }
+        Ok(pins)
+    }
+
+    /// All pins as texts.
+    pub fn texts(&self) -> &[String] {
+        &self.texts
+    }
+
     /// Whether an image is pinned.
     pub fn cover(&self, name: &ImageName, reference: &Reference) -> bool {
         if self.names.is_empty() && self.patterns.is_empty() {
