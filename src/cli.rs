@@ -262,7 +262,8 @@ pub struct Verify {
 #[derive(Debug, Clone, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "import")]
 pub struct Import {
-    /// tar files, directories, the first of several volumes (name.001), or - for standard input
+    /// tar files, directories, the first of several volumes (name.001), - for standard input, or
+    /// s3://BUCKET/PREFIX in the store of objectStore
     #[argh(positional)]
     pub paths: Vec<PathBuf>,
     /// name for the imported image, e.g. docker.io/library/alpine:3; without a tag, the bundle's tag is kept
@@ -289,7 +290,8 @@ pub struct Export {
     /// export all images
     #[argh(switch)]
     pub all: bool,
-    /// file to write, - for standard output, or a directory if the name ends with /
+    /// file to write, - for standard output, a directory if the name ends with /, or s3://BUCKET/PREFIX in
+    /// the store of objectStore
     #[argh(option)]
     pub output: PathBuf,
     /// tar (default) or dir

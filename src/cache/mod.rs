@@ -17,6 +17,7 @@
 
 mod blobs;
 mod bounded;
+mod bucket_copy;
 mod bucket_sweep;
 mod committers;
 mod completion;
@@ -49,6 +50,7 @@ pub use blobs::{
     AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, GrowingFile, Incoming,
     PassThrough, Purpose, RetryPolicy, SizeSource,
 };
+pub use bucket_copy::{CopyError, CopySummary, copy_from_bucket, copy_to_bucket};
 pub use bucket_sweep::{
     BucketImage, BucketLimits, BucketSweepThread, SweepError, SweepReport, SweepTimes, Sweeper,
 };

@@ -1,17 +1,23 @@
-//! `larder list --bucket` and `larder prune --bucket`.
+//! `larder list --bucket`, `larder prune --bucket`, and `larder export` and `import` with `s3://…`.
 
 use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::{CommandError, existing_store, printed, table};
-use crate::cache::{BucketImage, SweepError, SweepTimes, Sweeper};
-use crate::config::Settings;
+use crate::cache::{
+    BucketImage, CopyError, CopySummary, SweepError, SweepTimes, Sweeper, copy_from_bucket,
+    copy_to_bucket,
+};
+use crate::config::{self, Settings};
 use crate::oci::{Choice, PartReference, Reference};
 use crate::prune::timestamp;
+use crate::store::{Store, StoredImage};
 use crate::units::{self, plural, size};
-use crate::upstream::{Bucket, Sources};
+use crate::upstream::{Bucket, ObjectStore, ObjectStoreSettings, Sources};
 
 /// How many digits of a digest are printed.
 const SHORT_DIGEST: usize = 12;
@@ -76,12 +82,100 @@ pub(super) fn prune(
     printed(lines.iter().try_for_each(|line| writeln!(out, "{line}")))
 }
 
+/// A place in a bucket, `s3://BUCKET/PREFIX`. The store and the keys are those of `objectStore`.
+pub(super) struct Place {
+    bucket: String,
+    prefix: String,
+}
+
+impl Place {
+    /// Parses a path; `None` if it does not begin with `s3://`.
+    ///
+    /// # Errors
+    /// [`CommandError::Usage`] if it has no bucket, or a prefix that a bucket of Larder cannot have.
+    pub(super) fn parse(path: &Path) -> Option<Result<Place, CommandError>> {
+        let rest = path.to_str()?.strip_prefix("s3://")?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let parsed = config::bucket_prefix(prefix).and_then(|prefix| match bucket {
+            "" => Err("it names no bucket".to_owned()),
+            bucket => Ok(Place { bucket: bucket.to_owned(), prefix }),
+        });
+        Some(parsed.map_err(|reason| {
+            CommandError::Usage(format!("{}: {reason}; use s3://BUCKET/PREFIX", path.display()))
+        }))
+    }
+
+    fn open(self, settings: &Settings) -> Result<ObjectStore, CommandError> {
+        let (store, _) = settings.bucket.as_ref().ok_or_else(no_bucket)?;
+        let Place { bucket, prefix } = self;
+        let there = ObjectStoreSettings { bucket, prefix, ..store.clone() };
+        Ok(ObjectStore::new(there, Arc::new(settings.upstream.proxies.clone())))
+    }
+}
+
+/// Copies images to a bucket.
+///
+/// # Errors
+/// [`CommandError`] if there is no store, or it fails.
+pub(super) fn export(
+    settings: &Settings,
+    place: Place,
+    store: &Store,
+    images: &[StoredImage],
+) -> Result<(), CommandError> {
+    let bucket = place.open(settings)?;
+    let mut copied = |image: &str| super::note(&image);
+    let summary = copy_to_bucket(store, &bucket, images, &mut copied).map_err(failed)?;
+    super::note(&described(&summary, &format!("written to {}", bucket.url())));
+    Ok(())
+}
+
+/// Copies the images of a bucket into the cache. Returns their names.
+///
+/// # Errors
+/// [`CommandError`] if there is no store, or it fails.
+pub(super) fn import(
+    settings: &Settings,
+    place: Place,
+    store: &Store,
+) -> Result<Vec<String>, CommandError> {
+    let bucket = place.open(settings)?;
+    let sweeper = sweeper(settings, &bucket, store);
+    let mut names = Vec::new();
+    let mut copied = |image: &BucketImage| {
+        super::note(&image.image);
+        names.push(image.image.clone());
+    };
+    let summary = copy_from_bucket(&sweeper, &mut copied).map_err(failed)?;
+    super::note(&described(&summary, &format!("imported from {}", bucket.url())));
+    Ok(names)
+}
+
+fn described(summary: &CopySummary, done: &str) -> String {
+    format!(
+        "{}, {} ({}) {done}; {} there already",
+        plural(summary.images, "image"),
+        plural(summary.blobs, "blob"),
+        size(summary.bytes),
+        plural(summary.blobs_there, "blob")
+    )
+}
+
+fn failed(error: CopyError) -> CommandError {
+    match error {
+        CopyError::Store(error) => error.into(),
+        error => CommandError::Running(format!("objectStore: {error}")),
+    }
+}
+
+fn no_bucket() -> CommandError {
+    let text =
+        "the configuration has no objectStore; pass the file of the server with --config-file";
+    CommandError::Running(text.into())
+}
+
 fn bucket(settings: &Settings) -> Result<Bucket, CommandError> {
-    settings.registries().shared_bucket().ok_or_else(|| {
-        let text =
-            "the configuration has no objectStore; pass the file of the server with --config-file";
-        CommandError::Running(text.into())
-    })
+    settings.registries().shared_bucket().ok_or_else(no_bucket)
 }
 
 fn with_sweeper<T>(
@@ -90,17 +184,20 @@ fn with_sweeper<T>(
     work: impl FnOnce(&Sweeper<'_>) -> Result<T, SweepError>,
 ) -> Result<T, CommandError> {
     let store = existing_store(&settings.store)?;
-    let limits = settings.bucket.as_ref().map(|(_, tier)| tier.limits);
-    let sweeper = Sweeper {
-        bucket: &bucket.store,
-        local: &store,
+    work(&sweeper(settings, &bucket.store, &store))
+        .map_err(|error| CommandError::Running(format!("objectStore: {error}")))
+}
+
+fn sweeper<'a>(settings: &'a Settings, bucket: &'a ObjectStore, store: &'a Store) -> Sweeper<'a> {
+    Sweeper {
+        bucket,
+        local: store,
         pins: &settings.cache.maintenance.pins,
-        limits: limits.unwrap_or_default(),
+        limits: settings.bucket.as_ref().map(|(_, tier)| tier.limits).unwrap_or_default(),
         times: SweepTimes::default(),
         should_go_on: &|| true,
         wait: &|time: Duration| std::thread::sleep(time),
-    };
-    work(&sweeper).map_err(|error| CommandError::Running(format!("objectStore: {error}")))
+    }
 }
 
 fn is_selected(image: &BucketImage, selected: &[Choice]) -> bool {

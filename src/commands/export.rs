@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{CommandError, existing_store, logging, note};
+use super::{CommandError, bucket, existing_store, logging, note};
 use crate::bundle::{
     self, BundleError, Chosen, Compression, Destination, ExportSummary, Form, Have, Selection,
 };
@@ -13,6 +13,7 @@ use crate::cli::Export;
 use crate::config::Settings;
 use crate::oci::{Choice, PlatformError};
 use crate::prune::parse_since;
+use crate::store::StoredImage;
 use crate::units::{plural, size};
 
 /// Exports the selected images. If something is missing, prints what and writes nothing.
@@ -21,6 +22,10 @@ use crate::units::{plural, size};
 /// [`CommandError`] for an invalid command line, for incomplete images, and for I/O errors.
 pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandError> {
     logging::start(settings.log_level, settings.log_file.as_deref())?;
+    let place = bucket::Place::parse(&typed.output).transpose()?;
+    if place.is_some() {
+        refuse_for_bucket(typed)?;
+    }
     let (selection, form) = (selection(settings, typed)?, form(typed)?);
     let have = have(typed)?;
     let store = existing_store(&settings.store)?;
@@ -39,9 +44,31 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     for chosen in &plan.images {
         note(&Line(chosen));
     }
+    if let Some(place) = place {
+        let images: Vec<StoredImage> = plan.images.into_iter().map(|chosen| chosen.image).collect();
+        return bucket::export(settings, place, &store, &images);
+    }
     let summary = bundle::export(&store, &plan.images, &have, &form)?;
     note(&Summary(&summary, &typed.output));
     Ok(())
+}
+
+/// A bucket gets complete images as they are in the cache.
+fn refuse_for_bucket(typed: &Export) -> Result<(), CommandError> {
+    let given = [
+        ("--format", typed.format.is_some()),
+        ("--compress", typed.compress.is_some()),
+        ("--volume-size", typed.volume_size.is_some()),
+        ("--platform", !typed.platform.is_empty()),
+        ("--except", typed.except.is_some()),
+    ];
+    match given.iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => Err(CommandError::usage(
+            flag,
+            &"does not apply to a bucket, which gets what is missing there",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn selection(settings: &Settings, typed: &Export) -> Result<Selection, CommandError> {

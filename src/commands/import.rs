@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::{CommandError, logging, note};
+use super::{CommandError, bucket, logging, note};
 use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
 use crate::cli::Import;
 use crate::config::Settings;
@@ -24,9 +24,21 @@ pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandE
     }
     let store = Store::open(&settings.store)?;
     let mut imported = Vec::new();
-    let result = import_with(&store, &typed.paths, name, &mut |reference| {
-        imported.push(reference.to_owned());
-    });
+    let mut paths = Vec::new();
+    for path in &typed.paths {
+        match bucket::Place::parse(path).transpose()? {
+            Some(_) if name.is_some() => {
+                let text = "--name: images of a bucket have their names";
+                return Err(CommandError::Usage(text.into()));
+            }
+            Some(place) => imported.extend(bucket::import(settings, place, &store)?),
+            None => paths.push(path.clone()),
+        }
+    }
+    let is_from_buckets_only = paths.is_empty();
+    let import_files =
+        || import_with(&store, &paths, name, &mut |reference| imported.push(reference.to_owned()));
+    let result = if is_from_buckets_only { Ok(()) } else { import_files() };
     // Images that were imported are pinned even if others failed.
     if typed.pin {
         store.add_pins(&imported)?;

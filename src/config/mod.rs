@@ -55,7 +55,7 @@ use crate::upstream::{
 use crate::{api, cache, hello, http, store, upstream, users};
 
 pub use error::ConfigError;
-pub use object_store::TierSettings;
+pub use object_store::{TierSettings, prefix as bucket_prefix};
 pub use overrides::Overrides;
 pub use suggestion::closest;
 pub use value::{LogLevel, ParseValueError};

@@ -197,7 +197,10 @@ fn fixed_keys(entry: &ObjectStoreEntry) -> Result<Option<FixedKeys>, String> {
 }
 
 /// A prefix that is empty or ends with a slash.
-fn prefix(text: &str) -> Result<String, String> {
+///
+/// # Errors
+/// What is allowed.
+pub fn prefix(text: &str) -> Result<String, String> {
     let trimmed = text.trim_matches('/');
     let is_segment = |segment: &str| {
         !matches!(segment, "" | "." | "..")

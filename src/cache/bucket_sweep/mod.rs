@@ -214,11 +214,16 @@ impl Sweeper<'_> {
         Ok(report_of(&self.plan(&inventory)?))
     }
 
-    /// The images in the bucket: full references with their digests and sizes.
+    /// The images in the bucket, in the order of their names.
     ///
     /// # Errors
     /// [`SweepError`].
     pub fn list(&self) -> Result<Vec<BucketImage>, SweepError> {
+        Ok(self.list_with_parts()?.into_iter().map(|(image, _)| image).collect())
+    }
+
+    /// The images in the bucket, with what they consist of.
+    pub(super) fn list_with_parts(&self) -> Result<Vec<(BucketImage, Parts)>, SweepError> {
         let inventory = Inventory::read(self.bucket, self.local, None, self.should_go_on)?;
         Ok(plan::images(&inventory))
     }
@@ -342,6 +347,15 @@ pub struct BucketImage {
     pub missing: usize,
     /// When its tag or record was written.
     pub written: SystemTime,
+}
+
+/// What an image consists of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Parts {
+    /// The manifests of which there are records, root included.
+    pub(super) manifests: Vec<Digest>,
+    /// All blobs, manifests included, whether they are there or not.
+    pub(super) blobs: Vec<Digest>,
 }
 
 /// Whether uploads ignore a plan.

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
-use super::BucketImage;
 use super::inventory::Inventory;
+use super::{BucketImage, Parts};
 use crate::oci::{Digest, ImageName, Reference, Tag, blob_path, manifest_path, tag_path};
 
 /// A blob that no name refers to stays for this long: its names may still be on their way.
@@ -154,25 +154,26 @@ fn removal(
 }
 
 /// All images in the bucket, in the order of their names.
-pub(super) fn images(inventory: &Inventory) -> Vec<BucketImage> {
+pub(super) fn images(inventory: &Inventory) -> Vec<(BucketImage, Parts)> {
     let describe = |candidate: &Candidate<'_>| {
         let all: Vec<Digest> = content(inventory, candidate).collect();
         let sizes: Vec<u64> = all
             .iter()
             .filter_map(|digest| inventory.blobs.get(digest).map(|blob| blob.size))
             .collect();
-        BucketImage {
+        let image = BucketImage {
             image: candidate.image().0,
             digest: candidate.root,
             size_bytes: sizes.iter().sum(),
             missing: all.len() - sizes.len(),
             written: candidate.used,
-        }
+        };
+        (image, Parts { manifests: candidate.manifests.clone(), blobs: all })
     };
     let never = |_: &ImageName, _: &Reference, _: &[Digest]| false;
-    let mut images: Vec<BucketImage> =
-        candidates(inventory, &HashMap::new(), &never).iter().map(describe).collect();
-    images.sort_by(|one, other| one.image.cmp(&other.image));
+    let found = candidates(inventory, &HashMap::new(), &never);
+    let mut images: Vec<(BucketImage, Parts)> = found.iter().map(describe).collect();
+    images.sort_by(|(one, _), (other, _)| one.image.cmp(&other.image));
     images
 }
 

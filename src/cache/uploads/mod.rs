@@ -31,9 +31,10 @@ use crate::units::{duration, plural, size};
 use crate::upstream::{Bucket, Condition, EndpointStatus, Probe, Put, Throttle, UpstreamError};
 use crate::via;
 use parts::{CONFIRMED_FOR, Fate, Plans};
-use source::{Section, Upload};
+use source::Section;
 use status::capabilities;
 
+pub(super) use source::Upload;
 pub use status::BucketStatus;
 
 /// How often the queue is looked at while it is empty.

@@ -8,10 +8,10 @@ use crate::store::OutgoingFile;
 use crate::upstream::{Throttle, Throttled, UploadSource};
 
 /// A file that is being uploaded.
-pub(super) struct Upload<'a> {
-    pub(super) file: &'a OutgoingFile,
-    pub(super) throttle: Option<&'a Arc<Throttle>>,
-    pub(super) is_stopped: &'a AtomicBool,
+pub(in crate::cache) struct Upload<'a> {
+    pub(in crate::cache) file: &'a OutgoingFile,
+    pub(in crate::cache) throttle: Option<&'a Arc<Throttle>>,
+    pub(in crate::cache) is_stopped: &'a AtomicBool,
 }
 
 impl UploadSource for Upload<'_> {

@@ -263,6 +263,15 @@ impl Store {
         self.inner.note_outgoing(kind, &self.inner.layout.root().join(path))
     }
 
+    /// The file at a path, for an upload without the queue. `None` if it is not here.
+    ///
+    /// # Errors
+    /// [`StoreError::Read`] if it cannot be read.
+    pub fn outgoing_file(&self, path: &str) -> Result<Option<OutgoingFile>, StoreError> {
+        let opened = self.open_file(&self.inner.layout.root().join(path))?;
+        Ok(opened.map(|(file, size)| OutgoingFile { key: path.to_owned(), size, file }))
+    }
+
     /// Whether the file at a path is here.
     pub fn has_file(&self, path: &str) -> bool {
         self.inner.layout.root().join(path).is_file()
