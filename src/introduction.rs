@@ -2,8 +2,8 @@
 //!
 //! Peers with other versions or settings work together, since each of them verifies what it receives. But then it
 //! depends on the responsible one which registry is asked, and how fresh a tag is, so the difference is reported. The
-//! settings are compared by hashes, which reveal nothing but whether they are equal; `config show` prints no secrets, and
-//! the hashes are of what it prints.
+//! settings are compared by short hashes, against which a guess can be checked. They contain no secrets: they are of what
+//! `config show` prints.
 
 use std::collections::BTreeMap;
 use std::fmt;

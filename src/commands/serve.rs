@@ -127,13 +127,15 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     management.iter().for_each(Controller::drain);
     // First, because this ends evictions for which fetches wait.
     cache.close();
-    drop((scrubber, maintenance, completion, tier));
+    drop((scrubber, maintenance, completion));
     // A drain that serves has waited already, and nothing listens on the port any more.
     cache.wait_for_fetches(match drain {
         http::Drain::Refuse | http::Drain::Handover => LAST_COMMITS,
         http::Drain::Serve => LAST_COMMITS_AFTER_SERVING,
     });
     drop(index_writer);
+    // Last, because the bucket may not respond, and what was fetched at the end may still be uploaded.
+    drop(tier);
     log::info!("stopped");
     Ok(())
 }

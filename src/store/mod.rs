@@ -13,7 +13,7 @@
 //! <root>/quarantine/<alg>-<hex>                     damaged blobs
 //! <root>/scrubbed, pruned                           mtime: when the job last ran
 //! <root>/outgoing/<kind>-<hash of key>                symbolic links: what is to be uploaded to the bucket
-//! <root>/outgoing-seeded                            the bucket for which all older content has been queued
+//! <root>/outgoing/seeded                            the bucket for which all older content has been queued
 //! <root>/offline                                    exists in offline mode (`larder offline`)
 //! <root>/pins                                       one pattern per line: images that are never evicted
 //! <root>/pins-configured                            the server's configured pins, for commands that do not read
@@ -116,8 +116,6 @@ struct Inner {
     fsync: bool,
     /// False while the directory refuses writes. Hits are still served.
     writable: AtomicBool,
-    /// Whether new content is queued for a bucket.
-    has_outgoing: AtomicBool,
     /// Number of files found missing, short, or with the wrong content for their name, since the start.
     damaged_files: AtomicU64,
     /// Number of failed reads of files and directories since the start.
@@ -152,13 +150,10 @@ impl Store {
         let root = std::path::absolute(&settings.root).unwrap_or_else(|_| settings.root.clone());
         let layout = Layout::new(root);
         let writable = layout.prepare(settings.fsync)?;
-        // The server created it. Commands on the directory queue what they add.
-        let has_queue = layout.outgoing().exists();
         let inner = Inner {
             layout,
             fsync: settings.fsync,
             writable: AtomicBool::new(writable),
-            has_outgoing: AtomicBool::new(has_queue),
             damaged_files: AtomicU64::new(0),
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),

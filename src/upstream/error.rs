@@ -185,6 +185,12 @@ impl UpstreamError {
         )
     }
 
+    /// Whether an object store says that what it received does not have the hash that was announced.
+    pub fn is_about_content(&self) -> bool {
+        let codes = ["BadDigest", "XAmzContentSHA256Mismatch", "InvalidDigest"];
+        self.store_code().is_some_and(|(_, code)| codes.contains(&code))
+    }
+
     /// Whether the registry limits the rate of Larder's requests or of its account.
     pub fn is_rate_limit(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::RateLimited { .. }) && !self.is_elsewhere

@@ -106,7 +106,7 @@ fn image_is_not_evicted_before_its_upload() {
     assert_eq!(kept(&site, &images), [true, true, true]);
     bucket.full(false);
     let outgoing = site.root().join("outgoing");
-    until("the uploads", || files(&outgoing).is_empty());
+    until("the uploads", || files(&outgoing) == [outgoing.join("seeded")]);
     // A server that has found nothing to evict tries again after 30 s.
     drop(server);
     let server = serve(&site, &extra);

@@ -73,6 +73,8 @@ mod endpoints;
 mod peers;
 // A bucket behind the caches.
 mod bucket;
+
+mod bucket_faults;
 // What is removed from it.
 mod bucket_sweep;
 // Isolation of clients and registries from each other.

@@ -204,10 +204,11 @@ impl<'a, S: Sink> Download<'a, S> {
         endpoint_failures
     }
 
-    /// Whether the bucket sent bytes, and whether nobody else did.
-    pub(super) fn bucket_has_sent(&self) -> (bool, bool) {
+    /// Whether the bucket sent bytes, and whether nobody else did. An earlier download (not `is_new`) may have got bytes
+    /// from elsewhere.
+    pub(super) fn bucket_has_sent(&self, is_new: bool) -> (bool, bool) {
         let is_bucket = |(_, kind): &(usize, EndpointKind)| *kind == EndpointKind::Bucket;
-        (self.senders.iter().any(is_bucket), self.senders.iter().all(is_bucket))
+        (self.senders.iter().any(is_bucket), is_new && self.senders.iter().all(is_bucket))
     }
 
     /// Requests the missing bytes and writes them, over one connection to each endpoint it tries.
@@ -232,7 +233,10 @@ impl<'a, S: Sink> Download<'a, S> {
                 additional_to: None,
                 endpoint_failures: &self.endpoint_failures,
             });
-            self.cache.note_outcome(&*source, self.name, &self.digest, &begun);
+            // What others have says nothing about the registry.
+            if begun.as_ref().map_or(true, |body| body.sender == EndpointKind::Registry) {
+                self.cache.note_outcome(&*source, self.name, &self.digest, &begun);
+            }
             let mut body = begun?;
             let sender = (body.endpoint, body.sender);
             if !self.senders.contains(&sender) {
@@ -345,7 +349,9 @@ impl<'a, S: Sink> Download<'a, S> {
                 )));
             }
             (Some(0), _) if !self.digest.is_of_nothing() => {
-                return Err(bad("an empty body for content that is not empty".into()));
+                // Wrong content, so that another endpoint is asked.
+                let actual = Box::new(Digest::of(self.digest.algorithm(), b""));
+                return Err(IngestError::WrongDigest { expected: self.digest, actual }.into());
             }
             _ => self.size = reported.or(self.size),
         }

@@ -111,6 +111,7 @@ impl BlobCache {
             self.eviction.check_size(size)?;
         }
         let ingest = suspended.take();
+        let is_new = ingest.as_ref().is_none_or(|ingest| ingest.partial().total_bytes() == 0);
         let noted = || ingest.as_ref().and_then(Ingest::noted_size);
         let expected = known.or_else(noted).or(size_hint);
         let is_complete = self.resumes(name, &digest, expected, ingest.as_ref())?;
@@ -142,7 +143,7 @@ impl BlobCache {
             let is_wrong = matches!(error, CacheError::WrongContent(_));
             if is_wrong {
                 self.note_wrong(leader.key(), download.failures_of_senders());
-                self.note_sent_by_bucket(&digest, false, download.bucket_has_sent());
+                self.note_sent_by_bucket(&digest, false, download.bucket_has_sent(is_new));
             }
             if let Some(ingest) = download.sink.ingest
                 && (is_full || is_wrong)
@@ -152,7 +153,7 @@ impl BlobCache {
             return Err(error);
         }
         let failures = download.failures_of_senders();
-        let by_bucket = download.bucket_has_sent();
+        let by_bucket = download.bucket_has_sent(is_new);
         // Created at the latest with the first response of the registry.
         let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
@@ -179,7 +180,6 @@ impl BlobCache {
     fn note_sent_by_bucket(&self, digest: &Digest, is_right: bool, by_bucket: (bool, bool)) {
         let Some(bucket) = self.core.sources.shared_bucket() else { return };
         match (is_right, by_bucket) {
-            // Bytes of an earlier download may have come from elsewhere; then a HEAD request confirms this.
             (true, (true, true)) => bucket.note_present(&blob_path(digest)),
             (false, (true, _)) => bucket.note_wrong(&blob_path(digest)),
             _ => {}

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::{BucketLimits, SweepError, SweepReport, SweepTimes, Sweeper, USAGE_EVERY};
 use crate::cache::maintenance::Background;
+use crate::cache::uploads::LEFT_AFTER;
 use crate::cache::{Cache, lock};
 use crate::units::{plural, size};
 use crate::upstream::Bucket;
@@ -35,7 +36,8 @@ impl BucketSweepThread {
     ) -> io::Result<BucketSweepThread> {
         let loss = "the bucket is not swept by this process until a restart";
         let work = move |stopped| Work { cache, bucket, limits, stopped }.run(&may_sweep);
-        Ok(BucketSweepThread { _thread: Background::start("bucket-sweep", loss, work)? })
+        let thread = Background::start("bucket-sweep", loss, work)?;
+        Ok(BucketSweepThread { _thread: thread.left_after(LEFT_AFTER) })
     }
 }
 

@@ -103,7 +103,7 @@ impl ManifestCache {
         let source = self.core.source(&name.upstream)?;
         let reference = Reference::Tag(tag.clone());
         let Some(record) = self.core.store.find_tag(name, tag, Access::Look)? else {
-            if let Some(found) = self.fetch_tag_of_bucket(name, tag, &*source, early) {
+            if let Some(found) = self.fetch_tag_of_bucket(name, tag, &*source, early)? {
                 return Ok(found);
             }
             self.core.stop_if_backing_off(name, |_| false)?;
@@ -136,38 +136,67 @@ impl ManifestCache {
     }
 
     /// Takes over a tag from the bucket that is not cached here. If it should be confirmed by now, the registry is asked; if
-    /// that fails, the tag is stale, as one that was cached here would be. `None` if the bucket does not have it.
+    /// that fails, the tag is stale, as one that was cached here would be. `None` if the bucket does not have it, or if the
+    /// registry has another one, which is to be fetched.
+    ///
+    /// # Errors
+    /// [`CacheError::DeletedUpstream`].
     pub(super) fn fetch_tag_of_bucket(
         &self,
         name: &ImageName,
         tag: &Tag,
         source: &dyn Source,
         early: Early<'_>,
-    ) -> Option<Found> {
-        let record = self.core.sources.tag_in_bucket(name, tag).ok()?;
+    ) -> Result<Option<Found>, CacheError> {
+        let Ok(record) = self.core.sources.tag_in_bucket(name, tag) else { return Ok(None) };
         let (digest, checked) = (record.digest, Checked::at(record.checked));
-        let reference = Reference::Tag(tag.clone());
         let now = self.core.now();
         let belief = self.core.settings().freshness.belief(name, tag, checked.at, now);
-        let must_ask = source.is_authoritative()
-            && (record.gone.is_some() || !matches!(belief, Belief::Fresh(_)))
-            && self.core.negative.backoff(name, now).is_none();
-        if must_ask {
-            match source.resolve(&name.repository, tag) {
-                // The registry knows better.
-                Ok(Some((current, _))) if current != digest => return None,
-                Ok(Some((_, confirmation))) => {
-                    let checked = Checked::of(confirmation, self.core.now());
-                    return self.take_over(name, tag, source, &digest, checked, early);
-                }
-                // GET shows what the registry has.
-                Ok(None) => return None,
-                Err(error) if error.is_certainly_not_found() => {}
-                Err(error) => self.note(source, name, &reference, &Err::<(), _>(error)),
-            }
+        let is_fresh = matches!(belief, Belief::Fresh(_)) || !source.is_authoritative();
+        if is_fresh && record.gone.is_none() {
+            return Ok(self.take_over(name, tag, source, &digest, checked, early));
         }
-        let is_stale = !matches!(belief, Belief::Fresh(_)) && source.is_authoritative();
-        self.take_over(name, tag, source, &digest, Checked { is_stale, ..checked }, early)
+        let stale = Checked { is_stale: !is_fresh, ..checked };
+        if !source.is_authoritative() {
+            return Ok(self.take_over(name, tag, source, &digest, stale, early));
+        }
+        if self.core.negative.backoff(name, now).is_some() {
+            let bucket = self.core.sources.bucket(&name.upstream);
+            let take_over =
+                |bucket: Arc<_>| self.take_over(name, tag, &*bucket, &digest, stale, early);
+            return Ok(bucket.and_then(take_over));
+        }
+        let error = match source.resolve(&name.repository, tag) {
+            Ok(Some((current, confirmation))) if current == digest => {
+                let checked = Checked::of(confirmation, self.core.now());
+                return Ok(self.take_over(name, tag, source, &digest, checked, early));
+            }
+            // The registry knows better, or GET shows what it has.
+            Ok(_) => return Ok(None),
+            Err(error) if error.may_be_about_head() => {
+                let reference = Reference::Tag(tag.clone());
+                match self.get_manifest(name, source, &reference, None, early) {
+                    Ok(found) => {
+                        self.point_tag(name, tag, &found, None);
+                        return Ok(Some(found));
+                    }
+                    Err(error) => error,
+                }
+            }
+            Err(error) => {
+                let reference = Reference::Tag(tag.clone());
+                self.note(source, name, &reference, &Err::<(), _>(error.clone()));
+                error.into()
+            }
+        };
+        let is_deleted =
+            matches!(&error, CacheError::Upstream(error) if error.is_certainly_not_found());
+        let policy = self.core.settings().freshness.on_upstream_delete;
+        if is_deleted && policy == OnUpstreamDelete::Drop {
+            return Err(CacheError::DeletedUpstream);
+        }
+        error.log(&name.with(&Reference::Tag(tag.clone())));
+        Ok(self.take_over(name, tag, source, &digest, stale, early))
     }
 
     /// Fetches the manifest of a tag that the bucket has, and writes the tag.

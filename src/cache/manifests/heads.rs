@@ -204,8 +204,8 @@ impl ManifestCache {
                 self.remember_head(name, tag, known.clone());
                 Ok(known)
             }
-            Err(error) if !error.is_not_found() => {
-                match self.fetch_tag_of_bucket(name, tag, &*source, &|_| {}) {
+            Err(error) if !error.may_be_about_head() => {
+                match self.fetch_tag_of_bucket(name, tag, &*source, &|_| {})? {
                     Some(found) => Ok(KnownHead::of(&found)),
                     None => Err(error.into()),
                 }

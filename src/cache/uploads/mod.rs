@@ -11,11 +11,13 @@
 //! * *Stop during an upload*: the part that is being sent is not completed. The claim stays in the queue, and the parts that
 //!   the server has are not sent again.
 
+mod objects;
 mod parts;
 mod source;
 mod status;
 
-use std::io::{self, Read};
+use std::collections::HashMap;
+use std::io;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -25,13 +27,11 @@ use std::time::{Duration, Instant, SystemTime};
 use super::maintenance::Background;
 use super::{Cache, lock};
 use crate::metrics::Metrics;
-use crate::oci::{Record, StoredPath, TagRecord};
-use crate::store::{OutgoingContent, OutgoingEntry, OutgoingFile, OutgoingKind, Store};
+use crate::store::{OutgoingContent, OutgoingEntry, OutgoingKind, Store};
 use crate::units::{duration, plural, size};
-use crate::upstream::{Bucket, Condition, EndpointStatus, Probe, Put, Throttle, UpstreamError};
+use crate::upstream::{Bucket, EndpointStatus, Probe, Throttle, UpstreamError};
 use crate::via;
-use parts::{CONFIRMED_FOR, Fate, Plans};
-use source::Section;
+use parts::Plans;
 use status::capabilities;
 
 pub(super) use source::Upload;
@@ -43,11 +43,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How many entries are read from the queue at a time.
-const BATCH: usize = 4096;
-/// A larger blob is uploaded only after a HEAD request has shown that it is missing.
-const ASKED_FIRST_BYTES: u64 = 256 * 1024;
-/// The largest record of a tag that is read, in bytes.
-const RECORD_BYTES_MAX: u64 = 64 * 1024;
+const BATCH: usize = 65_536;
+/// After so many failures in a row, the bucket counts as failing.
+const FAILURES_MAX: usize = 8;
+/// The longest pause of an upload that fails while others succeed, and how many of these are remembered.
+const DELAY_MAX: Duration = Duration::from_secs(3600);
+const DELAYED_MAX: usize = 16_384;
+/// How long to wait before what is cached is queued again after a failure of that.
+const SEEDED_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
 /// An object that a read-only cache looks for to find out whether the bucket can be reached. It need not exist.
 const READ_TO_PROBE: &str = "oci-layout";
@@ -62,6 +65,9 @@ pub struct UploadSettings {
     /// The most bytes per second that all uploads use together.
     pub rate: Option<NonZeroU64>,
 }
+
+/// How long the end of the server waits for requests to the bucket that are under way. What is interrupted is still queued.
+pub(super) const LEFT_AFTER: Duration = Duration::from_secs(1);
 
 /// The thread that uploads. Dropping it stops the uploads.
 pub struct UploadThread {
@@ -83,6 +89,9 @@ pub(super) struct Shared {
     failure: Mutex<Option<(SystemTime, String)>>,
     is_stopped: AtomicBool,
     plans: Mutex<Plans>,
+    delayed: Mutex<HashMap<OutgoingEntry, Delay>>,
+    /// When what is cached may be queued; `None` for at once.
+    next_seed: Mutex<Option<Instant>>,
 }
 
 impl UploadThread {
@@ -112,12 +121,14 @@ impl UploadThread {
             failure: Mutex::default(),
             is_stopped: AtomicBool::new(false),
             plans: Mutex::default(),
+            delayed: Mutex::default(),
+            next_seed: Mutex::default(),
         });
         cache.core().set_uploads(&shared);
         let work = Arc::clone(&shared);
         let loss = "nothing is uploaded to the bucket until a restart";
         let thread = Background::start("uploads", loss, move |stopped| work.run(&cache, &stopped))?;
-        Ok(UploadThread { shared, _thread: thread })
+        Ok(UploadThread { shared, _thread: thread.left_after(LEFT_AFTER) })
     }
 }
 
@@ -125,6 +136,26 @@ impl Drop for UploadThread {
     fn drop(&mut self) {
         self.shared.is_stopped.store(true, Ordering::Relaxed);
     }
+}
+
+/// The uploads of one round.
+#[derive(Default)]
+struct Batch {
+    done: AtomicUsize,
+    /// Failures since the last success.
+    failures: AtomicUsize,
+}
+
+impl Batch {
+    fn is_over(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) >= FAILURES_MAX
+    }
+}
+
+/// When an upload that has failed is tried again.
+struct Delay {
+    until: Instant,
+    wait: Duration,
 }
 
 /// What has become of an upload.
@@ -136,6 +167,8 @@ enum Uploaded {
     Exists,
     /// It must wait for something else.
     Later,
+    /// It must not be uploaded: it is damaged.
+    Damaged,
 }
 
 /// Why a round of uploads ended.
@@ -235,12 +268,14 @@ impl Shared {
         }
     }
 
-    /// Queues what was cached before there was a bucket.
+    /// Queues what was cached before there was a bucket, or what is not known to be queued because the queue was removed.
     fn seed(&self, stopped: &Receiver<()>) {
         let url = self.bucket.store.url();
-        if self.store.is_seeded_for(&url) {
+        let mut next = lock(&self.next_seed);
+        if self.store.is_seeded_for(&url) || next.is_some_and(|next| Instant::now() < next) {
             return;
         }
+        self.store.set_outgoing(Some(&url));
         let mut count = 0_u64;
         let seeded = self.store.seed_outgoing(&url, &mut || {
             count += 1;
@@ -251,7 +286,14 @@ impl Shared {
                 log::info!("objectStore: {} queued for {url}", plural(count, "file"));
             }
             Ok(()) => {}
-            Err(error) => log::warn!("objectStore: cannot queue what is cached: {error}"),
+            Err(error) => {
+                *next = Some(Instant::now() + SEEDED_AGAIN_AFTER);
+                log::error!(
+                    "objectStore: cannot queue what is cached: {error}; nothing is evicted until it is queued, \
+                     which is tried again in {}",
+                    duration(SEEDED_AGAIN_AFTER)
+                );
+            }
         }
     }
 
@@ -262,33 +304,16 @@ impl Shared {
         if entries.is_empty() {
             return Round::Empty;
         }
-        let (done, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let batch = Batch::default();
         for kind in [OutgoingKind::Blob, OutgoingKind::Manifest, OutgoingKind::Tag] {
             let entries: Vec<&OutgoingEntry> =
                 entries.iter().filter(|entry| entry.kind == kind).collect();
             let next = AtomicUsize::new(0);
             let work = || {
-                while !failed.load(Ordering::Relaxed) && !self.is_stopped.load(Ordering::Relaxed) {
-                    let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) else {
-                        return;
-                    };
-                    self.running.fetch_add(1, Ordering::Relaxed);
-                    let uploaded = self.upload_entry(entry, now);
-                    self.running.fetch_sub(1, Ordering::Relaxed);
-                    match uploaded {
-                        Ok(true) => {
-                            self.queued.fetch_sub(1, Ordering::Relaxed);
-                            self.done.fetch_add(1, Ordering::Relaxed);
-                            done.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Ok(false) => {}
-                        Err(error) => {
-                            self.note_failure(&error, now);
-                            // Any other error is about this object only.
-                            if error.is_trouble() || error.is_refusal() {
-                                failed.store(true, Ordering::Relaxed);
-                            }
-                        }
+                while !batch.is_over() && !self.is_stopped.load(Ordering::Relaxed) {
+                    match entries.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        Some(entry) => self.upload_one(entry, now, &batch),
+                        None => return,
                     }
                 }
             };
@@ -305,13 +330,46 @@ impl Shared {
                     }
                 }
             });
-            if failed.load(Ordering::Relaxed) {
-                return Round::Failed;
-            }
         }
-        match done.load(Ordering::Relaxed) {
-            0 => Round::Waiting,
+        match (batch.done.load(Ordering::Relaxed), batch.is_over()) {
+            (_, true) => Round::Failed,
+            (0, false) => Round::Waiting,
             _ => Round::Progress,
+        }
+    }
+
+    fn upload_one(&self, entry: &OutgoingEntry, now: SystemTime, batch: &Batch) {
+        if lock(&self.delayed).get(entry).is_some_and(|delay| Instant::now() < delay.until) {
+            return;
+        }
+        self.running.fetch_add(1, Ordering::Relaxed);
+        let uploaded = self.upload_entry(entry, now);
+        self.running.fetch_sub(1, Ordering::Relaxed);
+        match uploaded {
+            Ok(true) => {
+                lock(&self.delayed).remove(entry);
+                self.queued.fetch_sub(1, Ordering::Relaxed);
+                self.done.fetch_add(1, Ordering::Relaxed);
+                batch.done.fetch_add(1, Ordering::Relaxed);
+                batch.failures.store(0, Ordering::Relaxed);
+            }
+            Ok(false) => {}
+            Err(error) => {
+                self.note_failure(&error, now);
+                if error.is_unreachable() {
+                    batch.failures.store(FAILURES_MAX, Ordering::Relaxed);
+                    return;
+                }
+                // It may be about this object only. Several in a row are about the bucket.
+                batch.failures.fetch_add(1, Ordering::Relaxed);
+                let mut delayed = lock(&self.delayed);
+                if delayed.len() >= DELAYED_MAX {
+                    delayed.clear();
+                }
+                let before = delayed.get(entry).map_or(PAUSE_MIN, |delay| delay.wait * 2);
+                let wait = before.min(DELAY_MAX);
+                delayed.insert(entry.clone(), Delay { until: Instant::now() + wait, wait });
+            }
         }
     }
 
@@ -328,12 +386,18 @@ impl Shared {
         };
         let uploaded = match entry.kind {
             OutgoingKind::Blob => self.upload_blob(&file),
-            OutgoingKind::Manifest | OutgoingKind::Tag => self.upload_record(entry.kind, &file),
+            OutgoingKind::Manifest | OutgoingKind::Tag => {
+                self.upload_record(entry.kind, &file, now)
+            }
         };
         let outcome = match &uploaded {
             Ok(Uploaded::Sent) => "sent",
             Ok(Uploaded::Exists) => "exists",
             Ok(Uploaded::Later) => return Ok(false),
+            Ok(Uploaded::Damaged) => {
+                self.store.drop_outgoing(entry);
+                return Ok(true);
+            }
             Err(_) => "failed",
         };
         self.metrics.uploaded(outcome);
@@ -348,102 +412,12 @@ impl Shared {
             self.metrics.uploaded_bytes.inc_by(file.size);
             log::debug!("objectStore: uploaded {} ({})", file.key, size(file.size));
         }
-        self.store.finish_outgoing(entry);
+        self.store.finish_outgoing(entry, &file);
         if let Some((since, _)) = lock(&self.failure).take() {
             let outage = now.duration_since(since).unwrap_or_default();
             log::info!("objectStore: uploads succeed again after {}", duration(outage));
         }
         Ok(true)
-    }
-
-    fn upload_blob(&self, file: &OutgoingFile) -> Result<Uploaded, UpstreamError> {
-        let mut is_wrong = self.bucket.is_wrong(&file.key);
-        let mut is_there = !is_wrong
-            && self.bucket.was_present(&file.key, CONFIRMED_FOR)
-            && self.fate(&file.key)? != Fate::MayBeGone;
-        if !is_wrong && !is_there && file.size > ASKED_FIRST_BYTES {
-            match self.bucket.store.head(&file.key) {
-                Ok(head) if head.size == file.size => is_there = true,
-                Ok(_) => is_wrong = true,
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let uploaded = match is_there {
-            true => Uploaded::Exists,
-            false => {
-                let condition = if is_wrong { Condition::None } else { Condition::IfAbsent };
-                self.put(file, condition)?
-            }
-        };
-        match uploaded == Uploaded::Exists && self.fate(&file.key)? == Fate::IsCondemned {
-            true => Ok(Uploaded::Later),
-            false => Ok(uploaded),
-        }
-    }
-
-    /// Uploads a record when the bucket has what it refers to.
-    fn upload_record(
-        &self,
-        kind: OutgoingKind,
-        file: &OutgoingFile,
-    ) -> Result<Uploaded, UpstreamError> {
-        let Some(path) = StoredPath::parse(&file.key) else { return Ok(Uploaded::Exists) };
-        let tag = (kind == OutgoingKind::Tag).then(|| read_tag(file)).flatten();
-        let begun = Instant::now();
-        if !self.has_parts(&path, tag.as_ref())? {
-            return Ok(Uploaded::Later);
-        }
-        let uploaded = match (kind, &tag) {
-            (OutgoingKind::Tag, Some(tag)) if self.is_confirmed_later(file, tag)? => {
-                Uploaded::Exists
-            }
-            (OutgoingKind::Tag, _) => self.put(file, Condition::None)?,
-            _ if self.bucket.was_present(&file.key, CONFIRMED_FOR)
-                && self.fate(&file.key)? == Fate::Stays =>
-            {
-                Uploaded::Exists
-            }
-            _ => self.put(file, Condition::IfAbsent)?,
-        };
-        // An old record of the same manifest may be about to be removed.
-        let is_condemned = kind == OutgoingKind::Manifest
-            && uploaded == Uploaded::Exists
-            && self.fate(&file.key)? == Fate::IsCondemned;
-        // If this process was suspended meanwhile, a sweep may not have seen the record in time.
-        match is_condemned || begun.elapsed() > CONFIRMED_FOR {
-            true => Ok(Uploaded::Later),
-            false => Ok(uploaded),
-        }
-    }
-
-    /// Whether the bucket's record of a tag is that of another cache that has confirmed it later, or the same.
-    fn is_confirmed_later(
-        &self,
-        file: &OutgoingFile,
-        ours: &TagRecord,
-    ) -> Result<bool, UpstreamError> {
-        let theirs = match self.bucket.store.read(&file.key, RECORD_BYTES_MAX) {
-            Ok(read) => TagRecord::from_json(&read.bytes),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error),
-        };
-        Ok(theirs.is_some_and(|theirs| {
-            theirs.checked > ours.checked
-                || (theirs.checked == ours.checked && theirs.digest == ours.digest)
-        }))
-    }
-
-    fn upload_of<'a>(&'a self, file: &'a OutgoingFile) -> Upload<'a> {
-        Upload { file, throttle: self.throttle.as_ref(), is_stopped: &self.is_stopped }
-    }
-
-    fn put(&self, file: &OutgoingFile, condition: Condition) -> Result<Uploaded, UpstreamError> {
-        match self.bucket.store.upload(&file.key, &self.upload_of(file), condition)? {
-            Put::Done { .. } => Ok(Uploaded::Sent),
-            // Unless another cache was writing it at that moment, and fails.
-            Put::Exists => self.bucket.store.head(&file.key).map(|_| Uploaded::Exists),
-        }
     }
 
     fn note_failure(&self, error: &UpstreamError, now: SystemTime) {
@@ -460,11 +434,4 @@ impl Shared {
             }
         }
     }
-}
-
-/// The record that is to be uploaded.
-fn read_tag(file: &OutgoingFile) -> Option<TagRecord> {
-    let mut bytes = Vec::new();
-    Section { file, at: 0, left: RECORD_BYTES_MAX }.read_to_end(&mut bytes).ok()?;
-    TagRecord::from_json(&bytes)
 }

@@ -109,7 +109,10 @@ impl Shared {
                 self.bucket.note_present(path);
                 Ok(true)
             }
-            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) if error.is_not_found() => {
+                self.bucket.note_missing(path);
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }

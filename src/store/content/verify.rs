@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::blobs::CHUNK_BYTES;
 use crate::oci::{Algorithm, Digest, Verifier};
+use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::read::{is_same_file, names_in, open_to_read};
 use crate::store::files::record::from_seconds;
 use crate::store::files::write::renew_path;
@@ -176,7 +177,9 @@ impl Store {
     fn put_back(&self, path: &Path, digest: &Digest) -> Result<(), StoreError> {
         // As young as a new blob, since the names that refer to it may have been removed.
         renew_path(path);
-        self.inner.publish_counted(path, &self.inner.layout.blob(digest))?;
+        let to = self.inner.layout.blob(digest);
+        let publish = || self.inner.publish_counted(path, &to);
+        self.inner.queued(OutgoingKind::Blob, &to, publish)?;
         log::info!("{digest} from quarantine/ is intact after all and is served again");
         Ok(())
     }

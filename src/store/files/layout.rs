@@ -115,7 +115,7 @@ impl Layout {
 
     /// Names the bucket for which everything older than the queue has been queued.
     pub(in crate::store) fn outgoing_seeded(&self) -> PathBuf {
-        self.root.join("outgoing-seeded")
+        self.outgoing().join("seeded")
     }
 
     /// Held by the process that uploads.

@@ -8,13 +8,15 @@
 //! * *Upload between the entry and the rename*: the content is missing. The entry stays while it is young
 //!   ([`YOUNG`]), and the second note revives it if it took longer.
 //! * *A record that is replaced during its upload*: the upload claims the entry by renaming it, and removes only its claim.
-//!   The second version has written an entry of its own.
+//!   The second version has an entry of its own, or is found to be another file than the uploaded one.
 //! * *Eviction against upload*: an image is not evicted while there is an entry, claimed or not, for a part of it. The
 //!   claim is removed when the server has confirmed the upload.
 //! * *Two processes*: one uploads at a time ([`Store::lock_uploads`]); both write entries.
 //!
 //! # Crash points
 //! * Killed between the entry and the rename: an entry without content, which is removed when it is old.
+//! * Killed between the rename and the second note: the first entry stands, unless it was uploaded in between, with another
+//!   file, which is noticed at its end.
 //! * Killed during an upload: the claim is found again and treated as an entry.
 //! * Killed between the confirmation and the removal of the claim: uploaded again, which the server answers with
 //!   "exists".
@@ -23,11 +25,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use super::read::{names_in, read_file};
-use crate::oci::{Algorithm, Digest};
+use super::read::{is_same_file, names_in, read_file};
+use crate::oci::{Algorithm, Digest, StoredPath};
 use crate::store::{Inner, Store, StoreError};
 
 /// How long content may take to appear after its entry.
@@ -130,26 +131,44 @@ impl Inner {
     ) -> Result<(), StoreError> {
         self.note_outgoing(kind, path)?;
         publish()?;
-        self.note_outgoing(kind, path)
+        // Unless the first one was uploaded, this changes nothing.
+        self.note_outgoing_for_now(kind, path).map(|_| ())
     }
 
-    /// Writes an entry for the file at a path, if there is a queue.
+    /// Writes an entry for the file at a path, if there is a queue. It is durable then, whoever has written it.
     pub(in crate::store) fn note_outgoing(
         &self,
         kind: OutgoingKind,
         path: &Path,
     ) -> Result<(), StoreError> {
-        let Some(key) = self.key(path) else { return Ok(()) };
+        match self.note_outgoing_for_now(kind, path)? {
+            true => self.sync_outgoing(),
+            false => Ok(()),
+        }
+    }
+
+    /// As [`Inner::note_outgoing`], until [`Inner::sync_outgoing`]. Returns whether there is a queue.
+    pub(in crate::store) fn note_outgoing_for_now(
+        &self,
+        kind: OutgoingKind,
+        path: &Path,
+    ) -> Result<bool, StoreError> {
+        let Some(key) = self.key(path) else { return Ok(false) };
         let entry = self.entry(&OutgoingEntry::of(kind, &key));
-        let written = match symlink(&key, &entry) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self
-                .create_directories(&self.layout.outgoing())
-                .and_then(|()| symlink(&key, &entry)),
-            other => other,
-        };
-        let synced = written.and_then(|()| self.sync_directory(&self.layout.outgoing()));
-        synced.map_err(|error| StoreError::write(&entry, error))
+        match symlink(&key, &entry) {
+            // It may not be durable yet.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(true),
+            // The queue was removed: there is no bucket any more.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(StoreError::write(&entry, error)),
+            Ok(()) => Ok(true),
+        }
+    }
+
+    /// Makes all entries durable.
+    pub(in crate::store) fn sync_outgoing(&self) -> Result<(), StoreError> {
+        let queue = self.layout.outgoing();
+        self.sync_directory(&queue).map_err(|error| StoreError::write(&queue, error))
     }
 
     /// Whether the file at a path waits for its upload or is being uploaded.
@@ -161,9 +180,9 @@ impl Inner {
         is_there(self.entry(&entry)) || is_there(self.claim(&entry))
     }
 
-    /// Whether there is a queue.
+    /// Whether there is a queue. A server with a bucket creates it, at any time, and all processes on the directory use it.
     pub(in crate::store) fn has_outgoing(&self) -> bool {
-        self.has_outgoing.load(Ordering::Relaxed)
+        self.layout.outgoing().exists()
     }
 
     /// The key of a file, if there is a queue.
@@ -182,20 +201,19 @@ impl Inner {
 }
 
 impl Store {
-    /// Turns the queue on, for a server that uploads to this bucket, or off. What is queued is forgotten then, and prevents
-    /// no eviction any more; everything is queued again when there is a bucket again.
+    /// Creates the queue, for a server that uploads to this bucket, or removes it. Then what was queued prevents no eviction any
+    /// more, and everything is queued again when there is a bucket again.
     pub fn set_outgoing(&self, bucket: Option<&str>) {
         let layout = &self.inner.layout;
-        let is_seeded = bucket.is_some_and(|bucket| self.is_seeded_for(bucket));
-        if !is_seeded {
+        if !bucket.is_some_and(|bucket| self.is_seeded_for(bucket)) {
+            // Durable before anything else is removed: otherwise what is not queued would count as uploaded.
             let _ = fs::remove_file(layout.outgoing_seeded());
+            let _ = self.inner.sync_outgoing();
         }
         match bucket {
-            // Other processes on the directory see it, and queue as well.
             Some(_) => drop(self.inner.create_directories(&layout.outgoing())),
             None => drop(fs::remove_dir_all(layout.outgoing())),
         }
-        self.inner.has_outgoing.store(bucket.is_some(), Ordering::Relaxed);
     }
 
     /// Whether everything that is older than the queue has been queued for this bucket. Until then, nothing is evicted.
@@ -233,9 +251,14 @@ impl Store {
         }
         let Ok(key) = fs::read_link(&claim) else { return Ok(OutgoingContent::Gone) };
         let key = key.to_str().map(str::to_owned).unwrap_or_default();
-        if OutgoingEntry::of(entry.kind, &key) != *entry {
-            // Not written by this program.
-            self.finish_outgoing(entry);
+        let kind = StoredPath::parse(&key).map(|path| match path {
+            StoredPath::Blob(_) => OutgoingKind::Blob,
+            StoredPath::Manifest(..) => OutgoingKind::Manifest,
+            StoredPath::Tag(..) => OutgoingKind::Tag,
+        });
+        if kind != Some(entry.kind) || OutgoingEntry::of(entry.kind, &key) != *entry {
+            log::warn!("{} was not written by Larder and is removed", claim.display());
+            let _ = fs::remove_file(&claim);
             return Ok(OutgoingContent::Gone);
         }
         if let Some((file, size)) = self.open_file(&self.inner.layout.root().join(&key))? {
@@ -243,15 +266,29 @@ impl Store {
         }
         let written = fs::symlink_metadata(&claim).and_then(|is| is.modified()).unwrap_or(now);
         if now.duration_since(written).is_ok_and(|age| age > YOUNG) {
-            self.finish_outgoing(entry);
+            let _ = fs::remove_file(&claim);
             return Ok(OutgoingContent::Gone);
         }
         Ok(OutgoingContent::NotYet)
     }
 
-    /// Removes a claimed entry: its content is in the bucket.
-    pub fn finish_outgoing(&self, entry: &OutgoingEntry) {
+    /// Removes a claimed entry: this file is in the bucket. If another one has taken its place meanwhile, it is queued, whether
+    /// the process that wrote it still lives or not.
+    pub fn finish_outgoing(&self, entry: &OutgoingEntry, file: &OutgoingFile) {
+        let path = self.inner.layout.root().join(&file.key);
+        if !is_same_file(&path, &file.file)
+            && path.exists()
+            && let Err(error) = self.inner.note_outgoing(entry.kind, &path)
+        {
+            log::warn!("{error}; it is uploaded again");
+            return;
+        }
         // One that cannot be removed is uploaded again, which costs a request.
+        let _ = fs::remove_file(self.inner.claim(entry));
+    }
+
+    /// Removes a claimed entry whose file must not be uploaded: it is damaged.
+    pub fn drop_outgoing(&self, entry: &OutgoingEntry) {
         let _ = fs::remove_file(self.inner.claim(entry));
     }
 
@@ -291,10 +328,10 @@ mod tests {
         (directory, store)
     }
 
-    fn key(store: &Store, entry: &OutgoingEntry) -> Option<String> {
+    fn claim(store: &Store, entry: &OutgoingEntry) -> OutgoingFile {
         match store.claim_outgoing(entry, SystemTime::now()).unwrap() {
-            OutgoingContent::File(file) => Some(file.key),
-            OutgoingContent::NotYet | OutgoingContent::Gone => None,
+            OutgoingContent::File(file) => file,
+            other => panic!("{other:?}"),
         }
     }
 
@@ -311,8 +348,9 @@ mod tests {
         assert_eq!(store.outgoing(10).1, 1, "a claim is an entry after a restart");
         store.ingest_bytes(&digest, b"content").unwrap();
         assert!(store.inner.is_outgoing(OutgoingKind::Blob, &path));
-        assert_eq!(key(&store, &entries[0]), Some(format!("blobs/sha256/{}", digest.hex())));
-        store.finish_outgoing(&entries[0]);
+        let file = claim(&store, &entries[0]);
+        assert_eq!(file.key, format!("blobs/sha256/{}", digest.hex()));
+        store.finish_outgoing(&entries[0], &file);
         assert!(!store.inner.is_outgoing(OutgoingKind::Blob, &path));
         assert_eq!(store.outgoing(10), (vec![], 0));
     }
@@ -327,12 +365,57 @@ mod tests {
         };
         write("one");
         let (entries, _) = store.outgoing(10);
-        assert_eq!(key(&store, &entries[0]).as_deref(), Some("refs/a.io/b/_tags/v1"));
+        let first = claim(&store, &entries[0]);
+        assert_eq!(first.key, "refs/a.io/b/_tags/v1");
         write("two");
-        store.finish_outgoing(&entries[0]);
+        store.finish_outgoing(&entries[0], &first);
         assert_eq!(store.outgoing(10), (entries.clone(), 1));
-        assert!(key(&store, &entries[0]).is_some());
-        store.finish_outgoing(&entries[0]);
+        let second = claim(&store, &entries[0]);
+        store.finish_outgoing(&entries[0], &second);
+        assert_eq!(store.outgoing(10).1, 0);
+    }
+
+    #[test]
+    fn record_whose_writer_is_killed_after_the_rename_is_uploaded() {
+        let (_directory, store) = store();
+        let path = store.inner.layout.root().join("refs/a.io/b/_tags/v1");
+        store.inner.note_outgoing(OutgoingKind::Tag, &path).unwrap();
+        store.inner.replace(&path, b"one").unwrap();
+        // The second version relies on the entry of the first one, which is claimed before the rename.
+        store.inner.note_outgoing(OutgoingKind::Tag, &path).unwrap();
+        let (entries, _) = store.outgoing(10);
+        let first = claim(&store, &entries[0]);
+        store.inner.replace(&path, b"two").unwrap();
+        store.finish_outgoing(&entries[0], &first);
+        assert_eq!(store.outgoing(10), (entries, 1));
+    }
+
+    #[test]
+    fn queue_that_is_created_later_is_used_by_all_processes() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || {
+            let root = directory.path().to_owned();
+            Store::open(&Settings { root, fsync: false }).unwrap()
+        };
+        let (older, server) = (open(), open());
+        server.set_outgoing(Some("bucket"));
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        older.ingest_bytes(&digest, b"content").unwrap();
+        assert_eq!(server.outgoing(10).1, 1);
+    }
+
+    #[test]
+    fn links_that_larder_has_not_written_are_removed() {
+        let (directory, store) = store();
+        fs::write(directory.path().join("secret"), "secret").unwrap();
+        for key in ["secret", "../secret", "/etc/passwd", "blobs/../secret", "refs/../secret"] {
+            for kind in OutgoingKind::ALL {
+                let entry = OutgoingEntry::of(kind, key);
+                symlink(key, store.inner.entry(&entry)).unwrap();
+                let claimed = store.claim_outgoing(&entry, SystemTime::now()).unwrap();
+                assert!(matches!(claimed, OutgoingContent::Gone), "{key}: {claimed:?}");
+            }
+        }
         assert_eq!(store.outgoing(10).1, 0);
     }
 

@@ -19,7 +19,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let layout = &self.inner.layout;
         for (digest, _) in self.blobs()? {
-            self.inner.note_outgoing(OutgoingKind::Blob, &layout.blob(&digest))?;
+            self.inner.note_outgoing_for_now(OutgoingKind::Blob, &layout.blob(&digest))?;
             if !should_go_on() {
                 return Ok(());
             }
@@ -30,6 +30,7 @@ impl Store {
             Ok(())
         });
         walked.map_err(|error| StoreError::read(&layout.refs(), error))?;
+        self.inner.sync_outgoing()?;
         match is_complete {
             true => self.inner.replace(&layout.outgoing_seeded(), bucket.as_bytes()),
             false => Ok(()),
@@ -48,7 +49,7 @@ impl Store {
             manifests.iter().map(|digest| (OutgoingKind::Manifest, layout.manifest(name, digest)));
         let tags = tags.iter().map(|tag| (OutgoingKind::Tag, layout.tag(name, tag)));
         for (kind, path) in manifests.chain(tags) {
-            self.inner.note_outgoing(kind, &path).map_err(io::Error::other)?;
+            self.inner.note_outgoing_for_now(kind, &path).map_err(io::Error::other)?;
             if !should_go_on() {
                 return Ok(false);
             }

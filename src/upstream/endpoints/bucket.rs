@@ -60,6 +60,12 @@ impl Bucket {
         }
     }
 
+    /// Makes the next requests read keys and certificate files again.
+    pub fn refresh(&self) {
+        self.store.refresh();
+        self.reads.refresh();
+    }
+
     /// Notes that an object was replaced or created.
     pub fn note_uploaded(&self, key: &str) {
         self.known().wrong.remove(key);
@@ -73,6 +79,14 @@ impl Bucket {
             known.present.clear();
         }
         known.present.insert(key.to_owned(), Instant::now());
+    }
+
+    /// Notes that an object is not there. If it was there before, somebody has removed it, and others may be gone as well.
+    pub fn note_missing(&self, key: &str) {
+        let mut known = self.known();
+        if known.present.contains_key(key) {
+            known.present.clear();
+        }
     }
 
     /// Notes that the bucket has sent wrong bytes, so the object must be replaced.
@@ -135,14 +149,21 @@ impl BucketOrigin {
 
     /// Reads a record. One that is damaged counts as absent.
     fn record<T: Record>(&self, key: &str) -> Result<T, UpstreamError> {
-        let read = self.bucket.reads.read(key, RECORD_BYTES_MAX)?;
+        let read = self.bucket.reads.read(key, RECORD_BYTES_MAX);
+        let read = read.map_err(|error| self.missing(key, error))?;
         T::from_json(&read.bytes).ok_or_else(|| {
-            log::warn!(
-                "{}{key} is not a record that Larder has written; it is ignored",
-                self.url()
-            );
+            self.bucket.note_wrong(key);
             self.absent(key)
         })
+    }
+
+    /// What is missing in the bucket is not missing at the registry, and may be uploaded again.
+    fn missing(&self, key: &str, error: UpstreamError) -> UpstreamError {
+        if !error.is_not_found() {
+            return error;
+        }
+        self.bucket.note_missing(key);
+        error.elsewhere()
     }
 
     /// What is not in the bucket may exist nevertheless.
@@ -169,7 +190,7 @@ impl Origin for BucketOrigin {
     }
 
     fn tag_record(&self, repository: &Repository, tag: &Tag) -> Result<TagRecord, UpstreamError> {
-        self.record(&tag_path(&self.name(repository), tag)).map_err(not_the_registry)
+        self.record(&tag_path(&self.name(repository), tag))
     }
 }
 
@@ -194,11 +215,12 @@ impl Source for BucketOrigin {
     ) -> Result<(Digest, Manifest, Confirmation), UpstreamError> {
         let Reference::Digest(digest) = reference else { return Err(self.absent(TAGS)) };
         let path = manifest_path(&self.name(repository), digest);
-        let record: ManifestRecord = self.record(&path).map_err(not_the_registry)?;
+        let record: ManifestRecord = self.record(&path)?;
         self.bucket.note_present(&path);
         let key = blob_path(digest);
         let request = format!("GET {}{key}", self.url());
-        let object = self.bucket.reads.get(&key, 0, None).map_err(not_the_registry)?;
+        let object = self.bucket.reads.get(&key, 0, None);
+        let object = object.map_err(|error| self.missing(&key, error))?;
         sink.restart();
         copy(object.reader, &request, sink)?;
         let parsed = sink.parse(digest.algorithm(), Some(record.media_type.as_str()));
@@ -216,16 +238,15 @@ impl Source for BucketOrigin {
     }
 
     fn blob_size(&self, _: &Repository, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
-        self.bucket
-            .store
-            .head(&blob_path(digest))
-            .map(|head| Some(head.size))
-            .map_err(not_the_registry)
+        let key = blob_path(digest);
+        let head = self.bucket.reads.head(&key).map_err(|error| self.missing(&key, error))?;
+        Ok(Some(head.size))
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
-        let object = self.bucket.reads.get(&blob_path(ask.digest), ask.from, ask.to);
-        let object = object.map_err(not_the_registry)?;
+        let key = blob_path(ask.digest);
+        let object = self.bucket.reads.get(&key, ask.from, ask.to);
+        let object = object.map_err(|error| self.missing(&key, error))?;
         Ok(BlobBody {
             endpoint: 0,
             sender: EndpointKind::Bucket,
@@ -254,11 +275,6 @@ impl Source for BucketOrigin {
     ) -> Result<List, UpstreamError> {
         Err(self.absent(LISTS))
     }
-}
-
-/// What is missing in the bucket is not missing at the registry.
-fn not_the_registry(error: UpstreamError) -> UpstreamError {
-    if error.is_not_found() { error.elsewhere() } else { error }
 }
 
 fn copy(

@@ -235,7 +235,9 @@ impl Failover {
             }
             match endpoint.ask(&self.upstream, rate_limits, |registry| ask(index, registry)) {
                 Ok(answer) => {
-                    self.note_answer();
+                    if self.is_own(index) {
+                        self.note_answer();
+                    }
                     return Ok(answer);
                 }
                 Err(error) => {
@@ -307,7 +309,8 @@ impl Source for Failover {
     }
 
     fn is_low_on_pulls(&self) -> bool {
-        self.endpoints.iter().all(|endpoint| endpoint.origin.is_low_on_pulls())
+        let own = &self.endpoints[self.others..];
+        !own.is_empty() && own.iter().all(|endpoint| endpoint.origin.is_low_on_pulls())
     }
 
     fn resolve(
@@ -363,12 +366,16 @@ impl Source for Failover {
         let order = ask.endpoint_failures.order(route.len());
         let first_own = self.first_own();
         let open = |origin: &dyn Origin| origin.blob(ask);
+        let watched = |endpoint: usize, body: BlobBody| match &route[endpoint] {
+            Some(guarded) => guarded.watch(&self.upstream, body),
+            None => body,
+        };
         let body = |endpoint, body: BlobBody| match &self.throttle {
             // The limit is that of the link to the registry.
             Some(throttle) if endpoint >= first_own && body.sender != EndpointKind::Bucket => {
                 BlobBody { endpoint, reader: Box::new(throttle.slow(body.reader)), ..body }
             }
-            _ => BlobBody { endpoint, ..body },
+            _ => BlobBody { endpoint, ..watched(endpoint, body) },
         };
         if let Some(endpoint) = ask.additional_to {
             let Some(Some(asked)) = route.get(endpoint) else { return Err(self.no_endpoint()) };

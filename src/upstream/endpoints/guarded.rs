@@ -1,20 +1,22 @@
 //! An endpoint with its circuit breaker, which stops requests to one that cannot be used at the moment.
 
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use crate::oci::Upstream;
 use crate::units::duration;
-use crate::upstream::Origin;
 use crate::upstream::client::{EndpointKind, RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
+use crate::upstream::{BlobBody, Origin};
 
 /// An endpoint with its circuit breaker.
 pub(super) struct GuardedEndpoint {
     pub(super) origin: Box<dyn Origin>,
-    /// Whether one timeout is enough to stop asking it: a peer that is frozen would delay every request.
-    is_peer: bool,
+    /// Whether one failure is enough to stop asking it: a peer or a bucket that is frozen would delay every request, and
+    /// there is someone else to ask.
+    is_near: bool,
     health: Arc<Mutex<Health>>,
 }
 
@@ -77,6 +79,25 @@ impl Verdict {
     }
 }
 
+/// The body of a blob from an endpoint that is near.
+struct WatchedReader {
+    reader: Box<dyn Read + Send>,
+    endpoint: Arc<GuardedEndpoint>,
+    upstream: Upstream,
+}
+
+impl Read for WatchedReader {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(bytes);
+        if let Err(error) = &read
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            self.endpoint.note_broken_body(&self.upstream, error);
+        }
+        read
+    }
+}
+
 impl Health {
     pub(super) fn new(policy: BreakerPolicy) -> Arc<Mutex<Health>> {
         Arc::new(Mutex::new(Health { breaker: Breaker::new(policy), last_failure: None }))
@@ -92,13 +113,38 @@ impl GuardedEndpoint {
         origin: Box<dyn Origin>,
         health: Arc<Mutex<Health>>,
     ) -> GuardedEndpoint {
-        GuardedEndpoint { origin, is_peer: false, health }
+        let is_near = origin.kind() == EndpointKind::Bucket;
+        GuardedEndpoint { origin, is_near, health }
     }
 
     /// The endpoint of a peer, whose breaker opens at the first failure.
     pub(super) fn of_peer(registry: Registry, policy: BreakerPolicy) -> GuardedEndpoint {
         let policy = BreakerPolicy { failures: 1, ..policy };
-        GuardedEndpoint { is_peer: true, ..GuardedEndpoint::new(registry, policy) }
+        GuardedEndpoint { is_near: true, ..GuardedEndpoint::new(registry, policy) }
+    }
+
+    /// Makes failures of a body count, if others can continue: the response had begun, so the request was a success.
+    pub(super) fn watch(self: &Arc<Self>, upstream: &Upstream, body: BlobBody) -> BlobBody {
+        if !self.is_near {
+            return body;
+        }
+        let (endpoint, upstream) = (Arc::clone(self), upstream.clone());
+        let reader = Box::new(WatchedReader { reader: body.reader, endpoint, upstream });
+        BlobBody { reader, ..body }
+    }
+
+    fn note_broken_body(&self, upstream: &Upstream, error: &io::Error) {
+        let request = format!("GET {}", self.origin.url());
+        let kind = UpstreamErrorKind::Unreachable {
+            source: Arc::new(io::Error::new(error.kind(), error.to_string())),
+        };
+        let error = UpstreamError::new(request, kind);
+        let change = {
+            let mut health = self.health();
+            health.last_failure = Some(error.clone());
+            health.breaker.failed(Instant::now(), None)
+        };
+        self.log(upstream, change, Some(&error));
     }
 
     pub(super) fn is_bucket(&self) -> bool {
@@ -151,7 +197,7 @@ impl GuardedEndpoint {
             match (verdict, failure) {
                 (Verdict::Nothing, _) => None,
                 (Verdict::Answers, _) | (_, None) => health.breaker.succeeded(),
-                (Verdict::Doubtful, Some(error)) if !self.is_peer => {
+                (Verdict::Doubtful, Some(error)) if !self.is_near => {
                     health.last_failure = Some(error.clone());
                     should_probe = health.breaker.doubted(Instant::now());
                     None

@@ -151,7 +151,9 @@ impl Registries {
     /// Makes the next use of each registry check its certificate files for changes and fetch the logins of helpers and
     /// clouds again.
     pub fn refresh(&self) {
-        self.table().listed.values().for_each(|listed| listed.failover.refresh());
+        let table = self.table();
+        table.listed.values().for_each(|listed| listed.failover.refresh());
+        table.bucket.iter().for_each(|(bucket, _)| bucket.refresh());
     }
 
     fn table(&self) -> RwLockReadGuard<'_, Table> {

@@ -105,7 +105,7 @@ fn reason(
         (NO_SUCH_KEY, _) => return "the store has no such object".to_owned(),
         ("NoSuchBucket", _) => {
             let other = match settings.addressing {
-                Addressing::Path => "virtualHost",
+                Addressing::Path => "virtual",
                 Addressing::VirtualHost => "path",
             };
             format!(
@@ -114,22 +114,22 @@ fn reason(
             )
         }
         ("InvalidAccessKeyId" | "XAdminUserNotFound", _) => {
-            "the store does not know the access key id (objectStore.auth)".to_owned()
+            "the store does not know the access key id (objectStore.accessKeyId)".to_owned()
         }
         ("SignatureDoesNotMatch", _) => {
             "the secret access key does not belong to the access key id \
-                                         (objectStore.auth), or a proxy changes the request"
+             (objectStore.secretAccessKey), or a proxy changes the request"
                 .to_owned()
         }
         ("ExpiredToken" | "InvalidToken" | "TokenRefreshRequired", _) => {
-            "the session token of the keys is not valid any more (objectStore.auth)".to_owned()
+            "the session token of the keys is not valid any more (AWS_SESSION_TOKEN or the source of the keys)".to_owned()
         }
         (TIME_TOO_SKEWED, _) => match date_of(headers).map(|date| skew(date, SystemTime::now())) {
             Some(skew) => format!("{skew}: set the clock"),
             None => "this machine's clock differs from the store's: set the clock".to_owned(),
         },
         ("AccessDenied" | "AllAccessDisabled", _) | (_, 401 | 403) => format!(
-            "the keys do not allow this (objectStore.auth): they need to get, put, delete and list \
+            "the keys do not allow this (objectStore.accessKeyId): they need to get, put, delete and list \
              objects in the bucket {bucket}, and to list and abort multipart uploads"
         ),
         ("PermanentRedirect" | "TemporaryRedirect", _) | (_, 300..=399) => match &error.endpoint {

@@ -40,10 +40,10 @@ use super::network::{Endpoint, ProxySettings, Reach, Timeouts, TlsSettings};
 
 /// The timeouts of requests for which a client waits.
 const IMPATIENT: Timeouts = Timeouts {
-    connect: Duration::from_secs(2),
-    headers: Duration::from_secs(10),
-    stall: Duration::from_secs(10),
-    metadata: Duration::from_secs(10),
+    connect: Duration::from_secs(1),
+    headers: Duration::from_secs(2),
+    stall: Duration::from_secs(5),
+    metadata: Duration::from_secs(3),
 };
 
 /// `objectStore`.

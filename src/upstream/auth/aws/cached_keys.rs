@@ -17,7 +17,7 @@ use crate::upstream::network::Reach;
 /// How long keys are cached whose source does not report when they expire: files and variables can change.
 const EXPIRY: Duration = Duration::from_secs(5 * 60);
 
-/// `objectStore.auth`: where the keys for an object store come from.
+/// `objectStore.accessKeyId` and the like: where the keys for an object store come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct KeySettings {
     /// These keys, in place of those of the process.

@@ -1,5 +1,6 @@
-//! The settings with which the program under test uses the bucket.
+//! How the program under test uses the bucket.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use larder::cache::UploadSettings;
@@ -9,7 +10,8 @@ use larder::upstream::{
 };
 
 use super::{ACCESS_KEY, BUCKET, FakeBucket, REGION, SECRET_KEY};
-use crate::support::larder::Settings;
+use crate::support::Image;
+use crate::support::larder::{Larder, Settings, blob, files, manifest, until};
 
 impl Settings {
     /// Uses this bucket, and uploads to it in parts of 5 MiB.
@@ -33,5 +35,42 @@ impl Settings {
         };
         self.upstream.bucket = Some(Bucket::new(&settings, &Arc::default()));
         self.uploads = Some(UploadSettings { is_read_only: false, threads: 2, rate: None });
+    }
+}
+
+impl Larder {
+    /// Pulls a tag, its configuration and all layers.
+    #[track_caller]
+    pub fn pull_image(&self, repository: &str, tag: &str, image: &Image) {
+        let got = self.get(&manifest(repository, tag));
+        assert!(got.status == 200 && got.body == image.manifest(), "{got:?}");
+        let config = image.config();
+        for content in image.layers().iter().chain([&config]) {
+            let got = self.get(&blob(repository, &content.digest));
+            assert!(got.status == 200 && got.body == content.bytes, "{got:?}");
+        }
+    }
+
+    /// The paths of everything published, which are keys.
+    pub fn published_keys(&self) -> BTreeSet<String> {
+        let root = self.root();
+        let names = self.names().into_iter();
+        let below = names.map(|path| path.strip_prefix(&root).expect("below the root").to_owned());
+        below.map(|path| path.to_str().expect("UTF-8").to_owned()).collect()
+    }
+
+    /// Whether nothing waits for its upload.
+    pub fn is_queue_empty(&self) -> bool {
+        let queue = files(&self.root().join("outgoing"));
+        queue.iter().all(|path| path.ends_with("outgoing/seeded"))
+    }
+
+    /// Waits until the bucket has everything that is cached, and nothing is queued.
+    #[track_caller]
+    pub fn wait_until_uploaded(&self, bucket: &FakeBucket) {
+        until("uploads", || {
+            let keys: BTreeSet<String> = bucket.keys().into_iter().collect();
+            self.published_keys().is_subset(&keys) && self.is_queue_empty()
+        });
     }
 }
