@@ -643,13 +643,13 @@ expect_status() { # WHAT STATUS
 
 # ---- Tools that Debian does not package ---------------------------------------------------------------------------------
 
-# Sets TOOL to the path of a Go tool in PATH, or waits until `run` has built it in the background. Skips the case if there is
+# Sets TOOL to the path of a tool in PATH, or waits until `run` has built it in the background. Skips the case if there is
 # no such tool.
 TOOL=
-need_tool() { # NAME [HINT]
+need_tool() { # NAME [HINT [SECONDS]]
   if TOOL=$(type -P "$1"); then return; fi
   TOOL="$E2E_TOOLS/$1"
-  await_build "$1"
+  await_build "$1" "${3:-$BUILD_LIMIT}"
   [[ -x $TOOL ]] || skip "$1 is not in PATH and was not built${2:+: $2}"
 }
 # The same for a program in pullers/.
@@ -659,8 +659,9 @@ need_puller() { # NAME
   [[ -x $TOOL ]] || skip "pullers/$1 was not built: it needs Go, and its modules"
 }
 build_has_ended() { [[ -x $TOOL ]] || ! is_running "$E2E_TOOLS_PID"; }
-await_build() { # WHAT
+await_build() { # WHAT [SECONDS]
+  local limit=${2:-$BUILD_LIMIT}
   [[ -n ${E2E_TOOLS_PID:-} ]] || return 0
   step "waiting for the build of $1"
-  (wait_until "$BUILD_LIMIT" "the build of $1" build_has_ended) || skip "$1 was not built within $BUILD_LIMIT s"
+  (wait_until "$limit" "the build of $1" build_has_ended) || skip "$1 was not built within $limit s"
 }
