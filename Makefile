@@ -73,6 +73,10 @@ generate: ## generate the tables in docs/configuration.md and the chart's schema
 e2e: build ## run the end-to-end tests with real clients (needs root and Debian packages; lists missing ones)
 	tests/e2e/run $(LARDER)
 
+.PHONY: test-s3
+test-s3: ## run the tests of the S3 client with versitygw and SeaweedFS (tests/e2e/run --tools installs them)
+	CARGO=$(CARGO) tests/stores/check
+
 .PHONY: static
 static: ## build the static binary target/static/ARCH/larder (ARCH=amd64 or arm64, default: that of this machine)
 	SYSROOT=$(SYSROOT) scripts/build-static $(ARCH)

@@ -6,7 +6,7 @@ readonly UNPACKED=${UNPACKED:?is set by .ci/run}
 
 lint() {
   make lint
-  shellcheck --external-sources .ci/run .ci/*.sh tests/e2e/run tests/e2e/*.sh tests/e2e/cases/*.sh tests/stores/*.sh bench/run tests/install/run tests/chart/run tests/repeat \
+  shellcheck --external-sources .ci/run .ci/*.sh tests/e2e/run tests/e2e/*.sh tests/e2e/cases/*.sh tests/stores/check tests/stores/*.sh bench/run tests/install/run tests/chart/run tests/repeat \
     tests/kind/{up,test,down,check} tests/kind/*.sh tests/checks.sh tests/cluster/{build,up,test,down,in} tests/cluster/*.sh \
     tests/cluster/cases/*.sh fuzz/run scripts/build-static scripts/build-image
   go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.7
