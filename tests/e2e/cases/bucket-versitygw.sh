@@ -5,7 +5,7 @@
 . "$(dirname -- "${BASH_SOURCE[0]}")/../../stores/stores.sh"
 
 # Building it takes longer than this case may.
-need_tool versitygw "tests/e2e/run --tools builds it, in five minutes" 30
+need_tool versitygw "tests/e2e/run --tools builds it, in several minutes" 30
 versitygw_command "$TOOL" "$(free_port)" "$CASE_DIR/s3"
 readonly STORE_PORT=${STORE[2]##*:}
 
