@@ -615,6 +615,95 @@ class Parents(unittest.TestCase):
         self.assertEqual((of["parents"], of["peers"]["dns"]), (["http://larder-central.caches.svc:8080"], "larder-peers.caches.svc"))
 
 
+class ObjectStore(unittest.TestCase):
+    """A bucket behind the caches."""
+
+    BUCKET = {"objectStore": {"bucket": "larder", "endpoint": "http://s3:8333"}}
+
+    def test_the_bucket_is_added_to_the_configuration(self):
+        objects = render(files=[ci("bucket-role")])
+        with open(ci("bucket-role"), encoding="utf-8") as file:
+            given = {key: value for key, value in yaml.safe_load(file)["objectStore"].items() if value != ""}
+        self.assertEqual(configuration(objects)["objectStore"], given)
+        self.assertNotIn("objectStore", configuration(render()))
+        # An empty entry in the configuration is replaced: Larder rejects a key that is there twice.
+        text = render(files=[ci("bucket")])[("ConfigMap", "larder-config")]["data"]["larder.yaml"]
+        self.assertEqual(len(re.findall("^objectStore:", text, re.M)), 1, text)
+
+    def test_the_bucket_follows_a_text(self):
+        text = "# A comment.\nport: 5000\nhealth: 5001\ncacheSize: 1GB\n"
+        objects = render(self.BUCKET | {"serverConfig": {"configuration": text}})
+        added = "# Added by the chart.\nobjectStore:\n  bucket: larder\n  endpoint: http://s3:8333\n"
+        self.assertEqual(objects[("ConfigMap", "larder-config")]["data"]["larder.yaml"], text + added)
+
+    def test_the_value_has_the_keys_of_the_configuration(self):
+        with open(os.path.join(CHART, "values.schema.json"), encoding="utf-8") as file:
+            schema = json.load(file)["properties"]
+        of_larder = schema["serverConfig"]["properties"]["configuration"]["properties"]["objectStore"]["properties"]
+        account = {"accessKeyId", "secretAccessKey", "secretAccessKeyFromEnv", "secretAccessKeyFile"}
+        of_chart = {"existingSecret", "accessKeyIdKey", "secretAccessKeyKey", "caFrom"}
+        self.assertEqual(set(schema["objectStore"]["properties"]) - of_chart, set(of_larder) - account)
+
+    def test_the_keys_of_a_secret_are_the_environment_variables_of_amazon(self):
+        def env(name):
+            return container(render(files=[ci(name)])).get("env")
+
+        def of(secret, identity, key):
+            return [
+                {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": secret, "key": identity}}},
+                {"name": "AWS_SECRET_ACCESS_KEY", "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}},
+            ]
+
+        self.assertEqual(env("bucket"), of("larder-bucket", "accessKeyId", "secretAccessKey"))
+        self.assertEqual(env("bucket-keys"), of("garage", "GARAGE_KEY", "GARAGE_SECRET") + [{"name": "TZ", "value": "UTC"}])
+        self.assertIsNone(env("bucket-role"))
+
+    def test_the_configuration_has_no_keys(self):
+        for name in ("bucket", "bucket-keys"):
+            store = configuration(render(files=[ci(name)]))["objectStore"]
+            self.assertFalse({"existingSecret", "accessKeyIdKey", "secretAccessKeyKey", "caFrom"} & set(store), store)
+
+    def test_the_authority_of_the_store_is_mounted(self):
+        for name, source in (("bucket", {"configMap": {"name": "corp-ca"}}), ("bucket-keys", {"secret": {"secretName": "larder-server"}})):
+            objects = render(files=[ci(name)])
+            self.assertIn({"name": "object-store-ca"} | source, pod(objects)["volumes"])
+            (mount,) = [m for m in container(objects)["volumeMounts"] if m["name"] == "object-store-ca"]
+            tls = configuration(objects)["objectStore"]["tls"]
+            self.assertEqual((tls["ca"], mount["readOnly"]), (f"{mount['mountPath']}/ca.crt", True))
+        self.assertEqual(sorted(tls), ["ca", "cert", "key"])
+        named = self.BUCKET["objectStore"] | {"caFrom": {"secret": "a", "key": "root.pem"}}
+        self.assertEqual(configuration(render({"objectStore": named}))["objectStore"]["tls"], {"ca": "/run/secrets/object-store/root.pem"})
+        self.assertNotIn("object-store-ca", [v["name"] for v in pod(render(self.BUCKET))["volumes"]])
+
+    def test_pods_that_upload_to_a_bucket_need_no_other_common_cache(self):
+        in_configuration = {"serverConfig": {"configuration": self.BUCKET}}
+        for values in (self.BUCKET, in_configuration):
+            for mode in MODES:
+                with self.subTest(values, mode=mode):
+                    render({"mode": mode} | MODES[mode] | values)
+                    self.assertNotEqual(helm({"mode": mode} | MODES[mode]).returncode, 0)
+
+    def test_a_bucket_that_is_only_read_is_not_a_common_cache(self):
+        for values in ({"objectStore": {"bucket": "a", "readOnly": True}}, {"serverConfig": {"configuration": {"objectStore": {"bucket": "a", "readOnly": True}}}}):
+            for mode in MODES:
+                with self.subTest(values, mode=mode):
+                    self.assertIn("or objectStore without readOnly", helm({"mode": mode} | MODES[mode] | values).stderr)
+
+    def test_the_notes_say_what_the_bucket_keeps(self):
+        single, several = notes(values=self.BUCKET), notes(values=self.BUCKET | {"replicaCount": 2})
+        for text in (single, several):
+            self.assertIn("The bucket larder keeps what was uploaded", text)
+            self.assertNotIn("To keep it, set", text)
+        self.assertNotIn("Set peers.enabled", single)
+        self.assertIn("Set peers.enabled to avoid both", several)
+        self.assertIn("Set peers.enabled", notes(values=self.BUCKET | {"mode": "daemonset"}))
+        self.assertNotIn("Set peers.enabled", notes(values=self.BUCKET | {"replicaCount": 2, "peers": {"enabled": True}}))
+        self.assertNotIn("Set peers.enabled", notes(values=self.BUCKET | {"mode": "daemonset", "daemonset": {"hostPort": {"enabled": True}}}))
+        self.assertIn("To keep it, set", notes(values={"objectStore": {"bucket": "a", "readOnly": True}}))
+        volume = self.BUCKET | {"persistence": {"persistentVolumeClaim": {"enabled": True}}}
+        self.assertNotIn("keeps what was uploaded", notes(values=volume))
+
+
 class Nodes(unittest.TestCase):
     """A cache on each node, and the daemon set that configures containerd."""
 
@@ -920,6 +1009,16 @@ REJECTED = (
     ("parents: [{url: 'ftp://a'}]", "parents.0.url: Does not match pattern"),
     ("parents: [{url: 'http://a', user: a}]", "parents.0: Additional property user is not allowed"),
     ("parents: [{url: 'http://a', tls: {cacert: a}}]", "parents.0.tls: Additional property cacert is not allowed"),
+    ("objectStore: larder", "objectStore: Invalid type"),
+    ("objectStore: {bucket: a, key: b}", "objectStore: Additional property key is not allowed"),
+    ("objectStore: {bucket: a, secretAccessKey: b}", "objectStore: Additional property secretAccessKey is not allowed"),
+    ("objectStore: {bucket: a, endpoint: 's3:9000'}", "objectStore.endpoint: Does not match pattern"),
+    ("objectStore: {bucket: a, addressing: virtualHost}", "objectStore.addressing must be one of"),
+    ("objectStore: {bucket: a, uploads: 0}", "objectStore.uploads: Must be greater than or equal to 1"),
+    ("objectStore: {bucket: a, readOnly: 'yes'}", "objectStore.readOnly: Invalid type"),
+    ("objectStore: {bucket: a, tls: {cacert: a}}", "objectStore.tls: Additional property cacert is not allowed"),
+    ("objectStore: {bucket: a, caFrom: {name: a}}", "objectStore.caFrom: Additional property name is not allowed"),
+    ("objectStore: {bucket: a, caFrom: a}", "objectStore.caFrom: Invalid type"),
     ("serviceAccount: {automountToken: true}", "serviceAccount: Additional property automountToken is not allowed"),
     ("service: {nodeport: 31080}", "service: Additional property nodeport is not allowed"),
     ("service: {nodePort: 99999}", "service.nodePort: Must be less than or equal to 65535"),
@@ -971,6 +1070,24 @@ REJECTED = (
     ("{peers: {enabled: true}, serverConfig: {configuration: {peers: {urls: ['http://a']}}}}", "remove one of them"),
     ("{parents: ['http://a'], serverConfig: {configuration: {parents: ['http://b']}}}", "parents and serverConfig.configuration.parents conflict"),
     ('{parents: ["http://a"], serverConfig: {configuration: "parents: [http://b]"}}', "parents and serverConfig.configuration.parents conflict"),
+    ("objectStore: {region: eu-central-1}", "objectStore needs objectStore.bucket"),
+    ("objectStore: {bucket: '', existingSecret: a}", "objectStore needs objectStore.bucket"),
+    (
+        "{objectStore: {bucket: a}, serverConfig: {configuration: {objectStore: {bucket: b}}}}",
+        "objectStore and serverConfig.configuration.objectStore conflict",
+    ),
+    ('{objectStore: {bucket: a}, serverConfig: {configuration: "objectStore: {bucket: b}"}}', "objectStore and serverConfig.configuration.objectStore conflict"),
+    ("objectStore: {bucket: a, existingSecret: b, profile: c}", "objectStore.existingSecret and objectStore.profile conflict"),
+    (
+        "{objectStore: {bucket: a, existingSecret: b}, env: [{name: AWS_ACCESS_KEY_ID, value: c}]}",
+        "objectStore.existingSecret and AWS_ACCESS_KEY_ID in env conflict",
+    ),
+    ("objectStore: {bucket: a, secretAccessKeyKey: b}", "objectStore.secretAccessKeyKey need objectStore.existingSecret"),
+    ("objectStore: {bucket: a, caFrom: {key: b}}", "objectStore.caFrom needs either configMap or secret"),
+    ("objectStore: {bucket: a, caFrom: {configMap: b, secret: c}}", "objectStore.caFrom needs either configMap or secret"),
+    ("objectStore: {bucket: a, caFrom: {secret: b}, tls: {ca: /c}}", "objectStore.caFrom and objectStore.tls.ca conflict"),
+    ("{replicaCount: 2, objectStore: {bucket: a, readOnly: true}}", "with replicaCount: 2 each pod has its own cache"),
+    ("{replicaCount: 2, objectStore: {bucket: a}, persistence: {persistentVolumeClaim: {enabled: true}}}", "several pods cannot share a ReadWriteOnce volume"),
     ("mode: statefulset", "mode: statefulset needs persistence.persistentVolumeClaim.enabled"),
     ("{mode: statefulset, persistence: {hostPath: {enabled: true, shared: true}}}", "mode: statefulset needs persistence.persistentVolumeClaim.enabled"),
     (

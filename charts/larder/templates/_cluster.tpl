@@ -70,25 +70,27 @@ have a claim each.
 {{/*
 Why pods without a common cache would serve the same clients; empty if they do not. A pull would then succeed or fail depending on the
 pod that it reaches, and an image that one pod has would be missing as soon as its registry is unavailable. Pods that fetch from each
-other (peers) are one cache as well.
+other (peers) are one cache as well. So are pods that upload to a bucket what they have, and read from there what they do not have.
 */}}
 {{- define "larder.dividedCache" -}}
 {{- $several := or (eq .Values.mode "daemonset") (include "larder.hasReplicas" .) -}}
 {{- $limit := include "larder.replicaLimit" . -}}
 {{- $claim := .Values.persistence.persistentVolumeClaim -}}
+{{- $share := or .Values.peers.enabled (include "larder.sharedBucket" .) -}}
+{{- $bucket := "or objectStore without readOnly, a bucket that has what each pod has" -}}
 {{- if and $several (not (include "larder.sharesVolume" .)) -}}
 {{- if eq .Values.mode "statefulset" -}}
-{{- if not .Values.peers.enabled -}}
-with mode: statefulset and {{ $limit }} each pod has its own volume, so pulls fail during an outage if they reach a pod that does not have the image. Set peers.enabled, so that the pods fetch from each other; or {{ first (splitList " " $limit) }} 1; or mode: deployment with one volume for all pods (newClaimSpec.accessModes: [ReadWriteMany])
+{{- if not $share -}}
+with mode: statefulset and {{ $limit }} each pod has its own volume, so pulls fail during an outage if they reach a pod that does not have the image. Set peers.enabled, so that the pods fetch from each other; or {{ first (splitList " " $limit) }} 1; or mode: deployment with one volume for all pods (newClaimSpec.accessModes: [ReadWriteMany]); {{ $bucket }}
 {{- end -}}
 {{- else if $claim.enabled -}}
 several pods cannot share a ReadWriteOnce volume: add ReadWriteMany to persistence.persistentVolumeClaim.newClaimSpec.accessModes; or set mode: statefulset and peers.enabled, for a volume for each pod
-{{- else if or .Values.peers.enabled (include "larder.isNodeLocal" .) -}}
+{{- else if or $share (include "larder.isNodeLocal" .) -}}
 {{- else if eq .Values.mode "daemonset" -}}
-with mode: daemonset each pod has its own cache, but the service sends a node's pulls to any of them, so they fail during an outage if that pod does not have the image. Set peers.enabled; or daemonset.hostPort.enabled or daemonset.hostNetwork, so that each node uses its own pod; or service.type: ClusterIP with service.internalTrafficPolicy: Local and a service.clusterIP
+with mode: daemonset each pod has its own cache, but the service sends a node's pulls to any of them, so they fail during an outage if that pod does not have the image. Set peers.enabled; or daemonset.hostPort.enabled or daemonset.hostNetwork, so that each node uses its own pod; or service.type: ClusterIP with service.internalTrafficPolicy: Local and a service.clusterIP; {{ $bucket }}
 {{- else -}}
 with {{ $limit }} each pod has its own cache, so pulls fail during an outage if they reach a pod that does not have the image. Set peers.enabled, so that the pods fetch from each other; or {{ first (splitList " " $limit) }} 1; or one volume for all pods (persistence.persistentVolumeClaim.enabled with newClaimSpec.accessModes: [ReadWriteMany]
-{{- if .Values.persistence.hostPath.enabled }}, or persistence.hostPath.shared if the directory is the same on all nodes{{ end }}); or mode: daemonset, a cache for each node
+{{- if .Values.persistence.hostPath.enabled }}, or persistence.hostPath.shared if the directory is the same on all nodes{{ end }}); or mode: daemonset, a cache for each node; {{ $bucket }}
 {{- end -}}
 {{- end -}}
 {{- end }}

@@ -40,12 +40,75 @@ are returned as YAML.
 {{- end -}}
 {{- end }}
 
+{{/* The value objectStore without what is empty. */}}
+{{- define "larder.objectStoreValue" -}}
+{{- $set := dict -}}
+{{- range $key, $value := .Values.objectStore -}}
+  {{- if not (or (kindIs "invalid" $value) (eq (toString $value) "")) -}}{{- $_ := set $set $key $value -}}{{- end -}}
+{{- end -}}
+{{- if and $set (not $set.bucket) -}}
+{{- fail "objectStore needs objectStore.bucket" -}}
+{{- end -}}
+{{- toYaml $set -}}
+{{- end }}
+
+{{/* The key objectStore that the chart adds to the configuration, with the path of the mounted authority; empty without a bucket. */}}
+{{- define "larder.objectStore" -}}
+{{- $set := include "larder.objectStoreValue" . | fromYaml -}}
+{{- $of := omit $set "existingSecret" "accessKeyIdKey" "secretAccessKeyKey" "caFrom" -}}
+{{- with $set.caFrom -}}
+  {{- if eq (empty .configMap) (empty .secret) -}}
+  {{- fail "objectStore.caFrom needs either configMap or secret, the name of an object with the authority of the store" -}}
+  {{- end -}}
+  {{- if (default dict $set.tls).ca -}}
+  {{- fail "objectStore.caFrom and objectStore.tls.ca conflict: remove one of them" -}}
+  {{- end -}}
+  {{- $_ := set $of "tls" (merge (dict "ca" (printf "/run/secrets/object-store/%s" (default "ca.crt" .key))) (default dict $set.tls)) -}}
+{{- end -}}
+{{- with $of }}{{ toYaml . }}{{ end -}}
+{{- end }}
+
+{{/* The bucket to which all pods upload what they have, whether the values or the configuration name it; empty if there is none. */}}
+{{- define "larder.sharedBucket" -}}
+{{- $given := default dict (get (include "larder.given" . | fromYaml) "objectStore") -}}
+{{- $store := default $given (include "larder.objectStore" . | fromYaml) -}}
+{{- if not $store.readOnly }}{{ default "" $store.bucket }}{{ end -}}
+{{- end }}
+
+{{/*
+The environment variables of the Larder container. The keys of the bucket are in variables, because the configuration cannot read the access key
+id from a file.
+*/}}
+{{- define "larder.env" -}}
+{{- $all := list -}}
+{{- $set := include "larder.objectStoreValue" . | fromYaml -}}
+{{- $names := dict "AWS_ACCESS_KEY_ID" (default "accessKeyId" $set.accessKeyIdKey) "AWS_SECRET_ACCESS_KEY" (default "secretAccessKey" $set.secretAccessKeyKey) -}}
+{{- with $set.existingSecret -}}
+  {{- if $set.profile -}}
+  {{- fail "objectStore.existingSecret and objectStore.profile conflict: with a profile, Larder uses only the keys of that profile" -}}
+  {{- end -}}
+  {{- range $.Values.env -}}
+    {{- if hasKey $names .name -}}
+    {{- fail (printf "objectStore.existingSecret and %s in env conflict: remove one of them" .name) -}}
+    {{- end -}}
+  {{- end -}}
+  {{- range $name, $key := $names -}}
+  {{- $all = append $all (dict "name" $name "valueFrom" (dict "secretKeyRef" (dict "name" $set.existingSecret "key" $key))) -}}
+  {{- end -}}
+{{- else -}}
+  {{- if or $set.accessKeyIdKey $set.secretAccessKeyKey -}}
+  {{- fail "objectStore.accessKeyIdKey and objectStore.secretAccessKeyKey need objectStore.existingSecret, the name of the secret" -}}
+  {{- end -}}
+{{- end -}}
+{{- with concat $all (default list .Values.env) }}{{ toYaml . }}{{ end -}}
+{{- end }}
+
 {{- define "larder.usesEmptyDir" -}}
 {{- if not (or .Values.persistence.persistentVolumeClaim.enabled .Values.persistence.hostPath.enabled) }}yes{{ end -}}
 {{- end }}
 
 {{/*
-The keys that the chart adds to the configuration: the paths of the mounted TLS secret, the peers and parents, a cacheSize below the size limit of the
+The keys that the chart adds to the configuration: the paths of the mounted TLS secret, the peers, the parents and the bucket, a cacheSize below the size limit of the
 emptyDir, which Kubernetes would otherwise evict the pod for exceeding, a drainTimeout that ends before Kubernetes kills the pod, a drain
 that hands the ports over where two pods of a node can listen on them, and one that serves where the next pod starts only when this one has
 ended.
@@ -92,6 +155,12 @@ ended.
   {{- fail "parents and serverConfig.configuration.parents conflict: remove one of them" -}}
   {{- end -}}
   {{- $_ := set $added "parents" . -}}
+{{- end -}}
+{{- with include "larder.objectStore" . | fromYaml -}}
+  {{- if get $given "objectStore" -}}
+  {{- fail "objectStore and serverConfig.configuration.objectStore conflict: remove one of them" -}}
+  {{- end -}}
+  {{- $_ := set $added "objectStore" . -}}
 {{- end -}}
 {{- $limit := include "larder.sizeLimit" . -}}
 {{- if and (include "larder.usesEmptyDir" .) $limit (not (get $given "cacheSize")) (not (get $given "freeSpace")) -}}

@@ -63,9 +63,9 @@ spec:
         {{- range $ports.flags }}
         - {{ . | quote }}
         {{- end }}
-      {{- with .Values.env }}
+      {{- with include "larder.env" . }}
       env:
-        {{- toYaml . | nindent 8 }}
+        {{- . | nindent 8 }}
       {{- end }}
       {{- with .Values.envFrom }}
       envFrom:
@@ -147,6 +147,11 @@ spec:
           mountPath: /run/secrets/tls
           readOnly: true
         {{- end }}
+        {{- if (default dict .Values.objectStore).caFrom }}
+        - name: object-store-ca
+          mountPath: /run/secrets/object-store
+          readOnly: true
+        {{- end }}
         {{- range $index, $name := .Values.dockerConfigSecrets }}
         - name: pull-{{ $index }}
           mountPath: /run/secrets/pull/{{ $name }}
@@ -185,6 +190,16 @@ spec:
     - name: server-tls
       secret:
         secretName: {{ include "larder.tlsSecretName" . }}
+    {{- end }}
+    {{- with (default dict .Values.objectStore).caFrom }}
+    - name: object-store-ca
+      {{- if .secret }}
+      secret:
+        secretName: {{ .secret }}
+      {{- else }}
+      configMap:
+        name: {{ .configMap }}
+      {{- end }}
     {{- end }}
     {{- range $index, $name := .Values.dockerConfigSecrets }}
     - name: pull-{{ $index }}
