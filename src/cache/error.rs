@@ -100,7 +100,7 @@ impl CacheError {
         matches!(self, CacheError::Store(error) if !error.is_unreadable())
     }
 
-    /// Whether the registry sent wrong content, so that another attempt may succeed.
+    /// Whether a registry, a peer or the bucket sent wrong content, so that another attempt may succeed.
     pub fn is_wrong_content(&self) -> bool {
         matches!(self, CacheError::WrongContent(_))
     }
@@ -185,7 +185,7 @@ impl fmt::Display for CacheError {
             }
             CacheError::Upstream(error) => error.fmt(f),
             CacheError::WrongContent(error) => {
-                write!(f, "the registry sent wrong content, nothing was stored: {error}")
+                write!(f, "wrong content was sent, nothing was stored: {error}")
             }
             CacheError::Store(error) => error.fmt(f),
             CacheError::GivenUp => {

@@ -39,6 +39,7 @@ fn image_of_a_bucket_is_served_when_the_registry_is_gone() {
     });
     let got = second.head(&manifest(REPOSITORY, "v1"));
     assert_eq!(got.header("docker-content-digest"), Some(&*image.digest()), "{got:?}");
+    assert_eq!(got.header("warning"), None, "{got:?}");
     pull(&second, "v1", &image);
     assert_eq!(second.get(&manifest(REPOSITORY, "v1")).header("warning"), None);
     assert!(second.get(&manifest(REPOSITORY, &image.digest())).body == image.manifest());
@@ -53,6 +54,29 @@ fn image_of_a_bucket_is_served_when_the_registry_is_gone() {
     // What nobody has pulled is not there.
     let got = second.get(&manifest(REPOSITORY, "v2"));
     assert!(matches!(got.status, 502..=504), "{got:?}");
+}
+
+#[test]
+fn fresh_tag_of_a_bucket_needs_no_request_to_the_registry() {
+    let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
+    let image = registry.add_sample(REPOSITORY);
+    let first = Larder::start_with(&registry, with_bucket(&bucket));
+    pull(&first, "v1", &image);
+    first.wait_until_uploaded(&bucket);
+    let before = registry.requests().len();
+    let second = Larder::start_with(&registry, |settings| {
+        settings.use_bucket(&bucket);
+        settings.cache.freshness = FreshnessPolicy::of(Ttl::For(seconds(60)));
+    });
+    bucket.clear_requests();
+    // As containerd does.
+    let got = second.head(&manifest(REPOSITORY, "v1"));
+    assert_eq!(got.header("docker-content-digest"), Some(&*image.digest()), "{got:?}");
+    assert_eq!(second.get(&manifest(REPOSITORY, &image.digest())).status, 200);
+    pull(&second, "v1", &image);
+    assert_eq!(registry.requests().len(), before);
+    until("an empty queue", || second.is_queue_empty());
+    assert_eq!(bucket.count_of(Operation::PutObject, "refs/*"), 0, "nothing new");
 }
 
 #[test]

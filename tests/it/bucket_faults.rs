@@ -349,3 +349,26 @@ fn response_of_the_bucket_is_not_one_of_the_registry() {
     assert_eq!(larder.get(&manifest(REPOSITORY, "v2")).status, 200);
     assert!(registry.requests().is_empty(), "{:?}", registry.requests());
 }
+
+#[test]
+fn wrong_object_is_not_read_again_and_again() {
+    let (bucket, registry, image) = site(MIB);
+    let (digest, key) = last_layer(&image);
+    bucket.put(&key, &bytes(MIB, 99));
+    bucket.deny_writes(true);
+    bucket.expect_refusals();
+    registry.fault(On::get_blob(&digest), Fault::status(503));
+    let larder = larder(&registry, &bucket);
+    for _ in 0..4 {
+        let got = larder.get(&blob(REPOSITORY, &digest));
+        assert!(got.status != 200 || !got.complete, "{}", got.status);
+    }
+    let reads = bucket.count_of(Operation::GetObject, &key);
+    assert!(reads <= 2, "{reads}");
+    registry.clear_faults();
+    until("the right bytes", || {
+        larder.advance(seconds(60));
+        let got = larder.get(&blob(REPOSITORY, &digest));
+        got.status == 200 && got.complete
+    });
+}

@@ -1,4 +1,4 @@
-//! HEAD requests for tags that are not cached: answered with a HEAD request to the registry, which does not count
+//! HEAD requests for tags that are neither cached nor in the bucket: answered with a HEAD request to the registry, which does not count
 //! towards rate limits.
 //!
 //! Otherwise each check by `crane digest` or an update checker would cost a pull. If the registry's response lacks a
@@ -187,6 +187,9 @@ impl ManifestCache {
     /// The work of a flight, on a fetcher.
     fn fetch_head(&self, name: &ImageName, tag: &Tag) -> Result<KnownHead, CacheError> {
         let source = self.core.source(&name.upstream)?;
+        if let Some(found) = self.fetch_tag_of_bucket(name, tag, &*source, &|_| {})? {
+            return Ok(KnownHead::of(&found));
+        }
         let result = source.head(&name.repository, tag);
         // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.
         if !result.as_ref().is_err_and(UpstreamError::is_not_found) {
@@ -204,12 +207,7 @@ impl ManifestCache {
                 self.remember_head(name, tag, known.clone());
                 Ok(known)
             }
-            Err(error) if !error.may_be_about_head() => {
-                match self.fetch_tag_of_bucket(name, tag, &*source, &|_| {})? {
-                    Some(found) => Ok(KnownHead::of(&found)),
-                    None => Err(error.into()),
-                }
-            }
+            Err(error) if !error.is_not_found() => Err(error.into()),
             _ => self.fetch_by_tag_for(name, tag, &|_| {}).map(|found| KnownHead::of(&found)),
         }
     }

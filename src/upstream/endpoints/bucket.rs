@@ -3,7 +3,7 @@
 //! It is as untrusted as a registry: whoever receives a blob or a manifest verifies it. Like a cache directory, it decides
 //! what a tag is, until the registry is asked. What it does not have may exist nevertheless.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +29,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// An object for the probe of the circuit breaker. It need not exist.
 const PROBED: &str = "oci-layout";
 
+/// How long an object with wrong content is not read again. Another cache may replace it.
+const WRONG_SKIPPED_FOR: Duration = Duration::from_secs(60);
 /// How many keys are remembered of each kind.
 const REMEMBERED: usize = 16_384;
 
@@ -47,7 +49,7 @@ pub struct Bucket {
 #[derive(Default)]
 struct Known {
     present: HashMap<String, Instant>,
-    wrong: HashSet<String>,
+    wrong: HashMap<String, Instant>,
 }
 
 impl Bucket {
@@ -100,7 +102,7 @@ impl Bucket {
         if known.wrong.len() >= REMEMBERED {
             known.wrong.clear();
         }
-        known.wrong.insert(key.to_owned());
+        known.wrong.insert(key.to_owned(), Instant::now());
     }
 
     /// Whether an object was there at most so long ago.
@@ -110,7 +112,12 @@ impl Bucket {
 
     /// Whether an object must be replaced.
     pub fn is_wrong(&self, key: &str) -> bool {
-        self.known().wrong.contains(key)
+        self.known().wrong.contains_key(key)
+    }
+
+    /// Whether an object was wrong a moment ago, so reading it again would be in vain.
+    fn was_wrong(&self, key: &str) -> bool {
+        self.known().wrong.get(key).is_some_and(|seen| seen.elapsed() < WRONG_SKIPPED_FOR)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -149,12 +156,18 @@ impl BucketOrigin {
 
     /// Reads a record. One that is damaged counts as absent.
     fn record<T: Record>(&self, key: &str) -> Result<T, UpstreamError> {
+        self.skip_wrong(key)?;
         let read = self.bucket.reads.read(key, RECORD_BYTES_MAX);
         let read = read.map_err(|error| self.missing(key, error))?;
         T::from_json(&read.bytes).ok_or_else(|| {
             self.bucket.note_wrong(key);
             self.absent(key)
         })
+    }
+
+    /// Treats an object that was wrong a moment ago as absent.
+    fn skip_wrong(&self, key: &str) -> Result<(), UpstreamError> {
+        if self.bucket.was_wrong(key) { Err(self.absent(key)) } else { Ok(()) }
     }
 
     /// What is missing in the bucket is not missing at the registry, and may be uploaded again.
@@ -218,6 +231,7 @@ impl Source for BucketOrigin {
         let record: ManifestRecord = self.record(&path)?;
         self.bucket.note_present(&path);
         let key = blob_path(digest);
+        self.skip_wrong(&key)?;
         let request = format!("GET {}{key}", self.url());
         let object = self.bucket.reads.get(&key, 0, None);
         let object = object.map_err(|error| self.missing(&key, error))?;
@@ -239,12 +253,14 @@ impl Source for BucketOrigin {
 
     fn blob_size(&self, _: &Repository, digest: &Digest) -> Result<Option<u64>, UpstreamError> {
         let key = blob_path(digest);
+        self.skip_wrong(&key)?;
         let head = self.bucket.reads.head(&key).map_err(|error| self.missing(&key, error))?;
         Ok(Some(head.size))
     }
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
         let key = blob_path(ask.digest);
+        self.skip_wrong(&key)?;
         let object = self.bucket.reads.get(&key, ask.from, ask.to);
         let object = object.map_err(|error| self.missing(&key, error))?;
         Ok(BlobBody {
