@@ -135,7 +135,7 @@ is_ready() { # NAME
 
 # The keys below a prefix are the paths of all blobs and records in the cache, and the sizes are equal.
 is_uploaded() { # NAME PREFIX
-  [[ $(metric "$1" larder_bucket_queued) == 0 && -z $(ls "$CASE_DIR/cache-$1/outgoing") ]] &&
+  [[ $(metric "$1" larder_bucket_queued) == 0 && -z $(ls --ignore=seeded "$CASE_DIR/cache-$1/outgoing") ]] &&
     diff <(cd "$CASE_DIR/cache-$1" && find blobs refs -type f -printf "%s $2/%p\n" | sort) <(bucket_s3 list "$2/" | sort)
 }
 upload_all() { # NAME PREFIX
