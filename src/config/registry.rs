@@ -143,6 +143,9 @@ pub(super) fn peers(entry: &PeersEntry) -> Result<PeerSettings, ConfigError> {
         PeerMembers::Listed(endpoints) => endpoints.first().map_or("", |first| &first.authority),
     };
     let host: Upstream = host.parse().map_err(|_| refuse("dns is not a host name"))?;
+    if matches!(&members, PeerMembers::Named { .. }) && host.port().is_some() {
+        return Err(refuse("dns has a port: set peers.port"));
+    }
     let tls = entry.tls.as_ref().map(tls_settings).transpose().map_err(|reason| refuse(&reason))?;
     let credentials =
         auth::credentials(&host, entry.auth.as_ref(), &[]).map_err(|reason| refuse(&reason))?;
