@@ -384,15 +384,12 @@ fn peers(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
     let query = handlers.query(request, &["image", "digest"])?;
     let digest: Option<Digest> = query.parsed("digest")?;
     let content = match (digest, query.text("image")) {
-        (Some(digest), None) => Some(digest.to_string()),
+        (Some(digest), _) => Some(digest.to_string()),
         (None, Some(_)) => Some(match reference(&query)? {
             (_, Reference::Digest(digest)) => digest.to_string(),
             (name, Reference::Tag(tag)) => format!("{}:{tag}", name.repository),
         }),
         (None, None) => None,
-        (Some(_), Some(_)) => {
-            return Err(Refusal::Parameter("image and digest exclude each other".into()));
-        }
     };
     let peers = handlers.cache.peers(content.as_deref());
     Ok(json!({ "peers": peers.iter().map(documents::peer).collect::<Vec<_>>() }))
