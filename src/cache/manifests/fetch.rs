@@ -94,7 +94,7 @@ impl ManifestCache {
         self.fetch_by_tag_for(name, tag, &|_| {}).map(|found| found.content)
     }
 
-    pub(super) fn fetch_by_tag_for(
+    fn fetch_by_tag_for(
         &self,
         name: &ImageName,
         tag: &Tag,
@@ -106,10 +106,7 @@ impl ManifestCache {
             if let Some(found) = self.fetch_tag_of_bucket(name, tag, &*source, early)? {
                 return Ok(found);
             }
-            self.core.stop_if_backing_off(name, |_| false)?;
-            let found = self.get_manifest(name, &*source, &reference, None, early)?;
-            self.point_tag(name, tag, &found, None);
-            return Ok(found);
+            return self.fetch_tag_of_registry(name, tag, &*source, early);
         };
         let found = match source.resolve(&name.repository, tag) {
             Ok(Some((digest, confirmation))) => {
@@ -135,6 +132,21 @@ impl ManifestCache {
         Ok(found)
     }
 
+    /// Fetches a tag that is neither cached here nor taken over from the bucket.
+    pub(super) fn fetch_tag_of_registry(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        source: &dyn Source,
+        early: Early<'_>,
+    ) -> Result<Found, CacheError> {
+        self.core.stop_if_backing_off(name, |_| false)?;
+        let reference = Reference::Tag(tag.clone());
+        let found = self.get_manifest(name, source, &reference, None, early)?;
+        self.point_tag(name, tag, &found, None);
+        Ok(found)
+    }
+
     /// Takes over a tag from the bucket that is not cached here. If it should be confirmed by now, the registry is asked; if
     /// that fails, the tag is stale, as one that was cached here would be. `None` if the bucket does not have it, or if the
     /// registry has another one, which is to be fetched.
@@ -152,14 +164,11 @@ impl ManifestCache {
         let (digest, checked) = (record.digest, Checked::at(record.checked));
         let now = self.core.now();
         let belief = self.core.settings().freshness.belief(name, tag, checked.at, now);
-        let is_fresh = matches!(belief, Belief::Fresh(_)) || !source.is_authoritative();
-        if is_fresh && record.gone.is_none() {
+        let is_fresh = matches!(belief, Belief::Fresh(_));
+        if !source.is_authoritative() || is_fresh && record.gone.is_none() {
             return Ok(self.take_over(name, tag, source, &digest, checked, early));
         }
         let stale = Checked { is_stale: !is_fresh, ..checked };
-        if !source.is_authoritative() {
-            return Ok(self.take_over(name, tag, source, &digest, stale, early));
-        }
         if self.core.negative.backoff(name, now).is_some() {
             let bucket = self.core.sources.bucket(&name.upstream);
             let take_over =
@@ -174,12 +183,8 @@ impl ManifestCache {
             // The registry knows better, or GET shows what it has.
             Ok(_) => return Ok(None),
             Err(error) if error.may_be_about_head() => {
-                let reference = Reference::Tag(tag.clone());
-                match self.get_manifest(name, source, &reference, None, early) {
-                    Ok(found) => {
-                        self.point_tag(name, tag, &found, None);
-                        return Ok(Some(found));
-                    }
+                match self.fetch_tag_of_registry(name, tag, source, early) {
+                    Ok(found) => return Ok(Some(found)),
                     Err(error) => error,
                 }
             }

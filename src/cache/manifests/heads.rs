@@ -208,7 +208,10 @@ impl ManifestCache {
                 Ok(known)
             }
             Err(error) if !error.is_not_found() => Err(error.into()),
-            _ => self.fetch_by_tag_for(name, tag, &|_| {}).map(|found| KnownHead::of(&found)),
+            _ => {
+                let found = self.fetch_tag_of_registry(name, tag, &*source, &|_| {})?;
+                Ok(KnownHead::of(&found))
+            }
         }
     }
 
