@@ -15,10 +15,8 @@ use crate::oci::{
     tag_path,
 };
 use crate::store::{IngestError, Store, StoreError, StoredImage};
-use crate::upstream::{Condition, ObjectStore, Put, UpstreamError};
+use crate::upstream::{Condition, ObjectStore, Put, RECORD_BYTES_MAX, UpstreamError};
 
-/// The largest record that is read, in bytes.
-const RECORD_BYTES_MAX: u64 = 64 * 1024;
 /// How much is read at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// How often a download that breaks off is continued.
@@ -194,11 +192,7 @@ pub fn copy_from_bucket(
 }
 
 fn read<T: Record>(bucket: &ObjectStore, key: &str) -> Result<Option<T>, CopyError> {
-    match bucket.read(key, RECORD_BYTES_MAX) {
-        Ok(read) => Ok(T::from_json(&read.bytes)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    Ok(bucket.find(key, RECORD_BYTES_MAX)?.and_then(|read| T::from_json(&read.bytes)))
 }
 
 fn copy_blob_in(

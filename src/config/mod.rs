@@ -161,7 +161,7 @@ impl Settings {
         serde_saphyr::to_string(&self.keys).unwrap_or_else(|error| format!("# {error}\n"))
     }
 
-    /// What peers are told: the settings that all of them should share. `None` without `peers`.
+    /// The settings that all peers should share, for comparison. `None` without `peers`.
     pub fn introduction(&self) -> Option<Introduction> {
         self.keys.peers.as_ref()?;
         // A map, since YAML has represented it.

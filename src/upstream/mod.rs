@@ -43,8 +43,8 @@ pub use auth::{
 pub use client::{EndpointKind, EndpointSettings, RateLimit, TagListWriter};
 pub use endpoints::{
     BreakerPolicy, BreakerState, Bucket, EndpointFailures, EndpointStatus, PeerMembers,
-    PeerSettings, PeerStatus, Registries, RegistryChanges, RegistrySettings, Settings, Throttle,
-    Throttled, UnlistedRegistries, UpstreamStatus,
+    PeerSettings, PeerStatus, RECORD_BYTES_MAX, Registries, RegistryChanges, RegistrySettings,
+    Settings, Throttle, Throttled, UnlistedRegistries, UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
 pub use network::{

@@ -179,7 +179,7 @@ equal "the digest in containerd" "$BIG_DIGEST" "$(digest_in_ctr "$ALIAS/demo/big
 stop_server containerd
 pull b hello:v1
 equal "bytes of blobs from the registry" 0 "$(received b registry)"
-must_fail "an image that nobody has pulled" try_pull b hello:v2
+must_fail "an image that was never pulled" try_pull b hello:v2
 is_ready b
 replica_stop b
 

@@ -51,7 +51,7 @@ fn image_of_a_bucket_is_served_when_the_registry_is_gone() {
     let got = third.get(&manifest(REPOSITORY, "v1"));
     assert!(got.status == 200 && got.header("warning").is_some(), "{got:?}");
     assert!(got.body == image.manifest());
-    // What nobody has pulled is not there.
+    // An image that was never pulled is not in the bucket.
     let got = second.get(&manifest(REPOSITORY, "v2"));
     assert!(matches!(got.status, 502..=504), "{got:?}");
 }

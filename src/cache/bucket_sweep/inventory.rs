@@ -12,12 +12,10 @@ use crate::oci::{
     Tag, TagRecord, blob_path, tag_path,
 };
 use crate::store::Store;
-use crate::upstream::{ObjectStore, UpstreamError};
+use crate::upstream::{ObjectStore, RECORD_BYTES_MAX, UpstreamError};
 
 /// How many objects are read at the same time.
 const READERS: usize = 8;
-/// The largest record that is read, in bytes.
-const RECORD_BYTES_MAX: u64 = 64 * 1024;
 
 /// A tag in the bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,9 +91,9 @@ impl Inventory {
             }
         })?;
         let read = in_parallel(&unread_tags, should_go_on, |(key, modified)| {
-            let read = bucket.read(&tag_path(&key.0, &key.1), RECORD_BYTES_MAX);
+            let read = bucket.find(&tag_path(&key.0, &key.1), RECORD_BYTES_MAX)?;
             // One that cannot be parsed refers to nothing.
-            Ok(missing_is_none(read)?.and_then(|read| {
+            Ok(read.and_then(|read| {
                 let record = TagRecord::from_json(&read.bytes)?;
                 Some((key.clone(), TagEntry { digest: record.digest, modified: *modified }))
             }))
@@ -149,7 +147,8 @@ fn references(
     let cached = local.blob(digest, None).filter(|blob| blob.size <= MANIFEST_BYTES_MAX as u64);
     let manifest = match cached.and_then(|blob| local.read(digest, blob.size)) {
         Some(bytes) => parse(&bytes),
-        None => missing_is_none(bucket.read(&blob_path(digest), MANIFEST_BYTES_MAX as u64))?
+        None => bucket
+            .find(&blob_path(digest), MANIFEST_BYTES_MAX as u64)?
             .and_then(|read| parse(&read.bytes)),
     };
     let Some(manifest) = manifest else { return Ok(References::default()) };
@@ -158,14 +157,6 @@ fn references(
         is_index: matches!(manifest.kind(), ManifestKind::Index { .. }),
         subject: manifest.subject().map(|subject| subject.digest),
     })
-}
-
-fn missing_is_none<T>(result: Result<T, UpstreamError>) -> Result<Option<T>, UpstreamError> {
-    match result {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Calls `visit` with each blob or record below a prefix, its size, and when it was written.

@@ -1,4 +1,4 @@
-//! Removes from the bucket what nobody has used for long, or what exceeds its size.
+//! Removes images from the bucket that are unused, or that exceed its size limit.
 //!
 //! All caches write hourly when images were pulled. Every six hours, one of them sweeps: the one that creates
 //! `sweeps/<time>`. It lists the bucket, reads the records, decides ([`plan`]), writes its plan to `plans/<time>`, waits, reads
@@ -301,16 +301,8 @@ impl Sweeper<'_> {
 
     /// The objects that decide who sweeps, earliest first.
     fn sweeps(&self) -> Result<Vec<String>, SweepError> {
-        let mut keys = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.bucket.list(SWEEPS, after.as_deref())?;
-            keys.extend(page.objects.into_iter().map(|object| object.key));
-            match page.next {
-                Some(next) => after = Some(next),
-                None => break,
-            }
-        }
+        let objects = self.bucket.list_all(SWEEPS)?;
+        let mut keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
         keys.sort();
         Ok(keys)
     }
@@ -320,7 +312,7 @@ impl Sweeper<'_> {
         let old = keys.len().saturating_sub(SWEEPS_KEPT);
         self.bucket.delete(&keys[..old])?;
         let now = self.bucket.now();
-        let plans = self.bucket.list(PLANS, None)?.objects.into_iter();
+        let plans = self.bucket.list_all(PLANS)?.into_iter();
         let outdated = plans.filter(|plan| is_outdated(plan.modified, now));
         self.bucket.delete(&outdated.map(|plan| plan.key).collect::<Vec<_>>())?;
         Ok(())
@@ -373,14 +365,9 @@ fn write_plan(plan: &Plan) -> Vec<u8> {
 /// # Errors
 /// [`UpstreamError`] if it cannot be read; one that has been removed meanwhile is empty.
 pub(super) fn read_plan(bucket: &ObjectStore, key: &str) -> Result<Vec<String>, UpstreamError> {
-    match bucket.read(key, PLAN_BYTES_MAX) {
-        Ok(read) => {
-            let text = String::from_utf8_lossy(&read.bytes).into_owned();
-            Ok(text.lines().map(str::to_owned).collect())
-        }
-        Err(error) if error.is_not_found() => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
+    let read = bucket.find(key, PLAN_BYTES_MAX)?;
+    let text = read.map(|read| String::from_utf8_lossy(&read.bytes).into_owned());
+    Ok(text.unwrap_or_default().lines().map(str::to_owned).collect())
 }
 
 /// What two plans agree on.

@@ -18,7 +18,7 @@ const IMAGES_MAX: usize = 10_000;
 pub struct BucketLimits {
     /// The size of the bucket in bytes, above which the images that were used least recently are removed.
     pub max_bytes: Option<u64>,
-    /// Images that nobody has pulled for this long are removed.
+    /// Images that were not pulled for this long are removed.
     pub unused_for: Option<Duration>,
 }
 

@@ -56,8 +56,8 @@ pub(super) fn write(
 /// Reads what all caches know.
 pub(super) fn read(bucket: &ObjectStore) -> Result<AllUsage, SweepError> {
     let mut all = AllUsage::default();
-    for (key, _) in keys(bucket)? {
-        let Some(usage) = read_one(bucket, &key)? else { continue };
+    for object in bucket.list_all(USAGE)? {
+        let Some(usage) = read_one(bucket, &object.key)? else { continue };
         for (image, pulled) in usage.images {
             let Some(pulled) = from_seconds(pulled) else { continue };
             let known = all.uses.entry(image).or_insert(pulled);
@@ -77,10 +77,11 @@ pub(super) fn merge(
     now: SystemTime,
 ) -> Result<(), SweepError> {
     let is_over = |time: SystemTime, span| now.duration_since(time).is_ok_and(|age| age > span);
-    let ended: Vec<String> = keys(bucket)?
+    let ended: Vec<String> = bucket
+        .list_all(USAGE)?
         .into_iter()
-        .filter(|(key, modified)| key != MERGED && is_over(*modified, ENDED_AFTER))
-        .map(|(key, _)| key)
+        .filter(|object| object.key != MERGED && is_over(object.modified, ENDED_AFTER))
+        .map(|object| object.key)
         .collect();
     if ended.is_empty() {
         return Ok(());
@@ -92,30 +93,14 @@ pub(super) fn merge(
     Ok(())
 }
 
-fn keys(bucket: &ObjectStore) -> Result<Vec<(String, SystemTime)>, UpstreamError> {
-    let (mut keys, mut after) = (Vec::new(), None);
-    loop {
-        let page = bucket.list(USAGE, after.as_deref())?;
-        keys.extend(page.objects.into_iter().map(|object| (object.key, object.modified)));
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(keys),
-        }
-    }
-}
-
 fn read_one(bucket: &ObjectStore, key: &str) -> Result<Option<Usage>, SweepError> {
-    match bucket.read(key, BYTES_MAX) {
-        Ok(read) => match serde_json::from_slice(&read.bytes) {
-            Ok(usage) => Ok(Some(usage)),
-            // A sweep must not take the images for unused.
-            Err(error) => {
-                Err(SweepError::Unreadable { key: key.to_owned(), reason: error.to_string() })
-            }
-        },
-        Err(error) if error.is_not_found() => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let Some(read) = bucket.find(key, BYTES_MAX)? else { return Ok(None) };
+    // A sweep must not take the images for unused.
+    let unreadable = |error: serde_json::Error| SweepError::Unreadable {
+        key: key.to_owned(),
+        reason: error.to_string(),
+    };
+    serde_json::from_slice(&read.bytes).map(Some).map_err(unreadable)
 }
 
 fn put(bucket: &ObjectStore, key: &str, usage: &Usage) -> Result<(), UpstreamError> {

@@ -9,12 +9,10 @@ use super::source::{Section, Upload};
 use super::{Shared, Uploaded};
 use crate::oci::{ManifestRecord, Record, StoredPath, TagRecord};
 use crate::store::{Checked, OutgoingFile, OutgoingKind};
-use crate::upstream::{Condition, Put, UpstreamError};
+use crate::upstream::{Condition, Put, RECORD_BYTES_MAX, UpstreamError};
 
 /// A larger blob is uploaded only after a HEAD request has shown that it is missing.
 const ASKED_FIRST_BYTES: u64 = 256 * 1024;
-/// The largest record of a tag that is read, in bytes.
-const RECORD_BYTES_MAX: u64 = 64 * 1024;
 /// How much of a blob is hashed at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 /// A record that was confirmed later than this after now was written by a cache with a wrong clock.
@@ -108,11 +106,8 @@ impl Shared {
         ours: &TagRecord,
         now: SystemTime,
     ) -> Result<bool, UpstreamError> {
-        let theirs = match self.bucket.store.read(&file.key, RECORD_BYTES_MAX) {
-            Ok(read) => TagRecord::from_json(&read.bytes),
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error),
-        };
+        let theirs = self.bucket.store.find(&file.key, RECORD_BYTES_MAX)?;
+        let theirs = theirs.and_then(|read| TagRecord::from_json(&read.bytes));
         // A clock that was ahead must not keep the tag for ever.
         let latest = now + CLOCK_DIFFERENCE_MAX;
         Ok(theirs.filter(|theirs| theirs.checked <= latest).is_some_and(|theirs| {

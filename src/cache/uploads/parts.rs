@@ -136,7 +136,7 @@ impl Shared {
         let store = &self.bucket.store;
         // The time before they are read, since they are at least as new as that.
         let mut plans = Plans { read: Some(Instant::now()), ..Plans::default() };
-        for plan in store.list(PLANS, None)?.objects {
+        for plan in store.list_all(PLANS)? {
             if !is_outdated(plan.modified, store.now()) {
                 let keys = read_plan(store, &plan.key)?;
                 match plan.key.ends_with(DONE) {

@@ -22,8 +22,8 @@ use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, Origi
 /// What only the registry itself knows, for messages.
 const TAGS: &str = "tags";
 const LISTS: &str = "lists";
-/// The largest record that is read, in bytes.
-const RECORD_BYTES_MAX: u64 = 64 * 1024;
+/// The largest record of a tag or manifest that is read from a bucket, in bytes.
+pub const RECORD_BYTES_MAX: u64 = 64 * 1024;
 /// How much of a manifest is read at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// An object for the probe of the circuit breaker. It need not exist.

@@ -10,7 +10,7 @@ mod throttle;
 mod unlisted;
 
 pub use breaker::{BreakerPolicy, BreakerState};
-pub use bucket::Bucket;
+pub use bucket::{Bucket, RECORD_BYTES_MAX};
 pub use failover::{EndpointFailures, UpstreamStatus};
 pub use guarded::EndpointStatus;
 pub use peers::{PeerMembers, PeerSettings, PeerStatus};

@@ -250,6 +250,18 @@ impl ObjectStore {
         objects::read(&self.client, key, limit_bytes)
     }
 
+    /// As [`ObjectStore::read`]; `None` if there is no such object.
+    ///
+    /// # Errors
+    /// As [`ObjectStore::read`], except for a missing object.
+    pub fn find(&self, key: &str, limit_bytes: u64) -> Result<Option<ReadObject>, UpstreamError> {
+        match self.read(key, limit_bytes) {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The size and the age of an object.
     ///
     /// # Errors
@@ -297,6 +309,22 @@ impl ObjectStore {
     /// [`UpstreamError`].
     pub fn list(&self, prefix: &str, after: Option<&str>) -> Result<Page, UpstreamError> {
         objects::list(&self.client, prefix, after)
+    }
+
+    /// All pages of [`ObjectStore::list`]. For prefixes with few objects.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub fn list_all(&self, prefix: &str) -> Result<Vec<ListedObject>, UpstreamError> {
+        let (mut objects, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.list(prefix, after.as_deref())?;
+            objects.extend(page.objects);
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(objects),
+            }
+        }
     }
 
     /// Tries what the store supports, with the object `probe/<name>`, which is then deleted. Two processes must not use
