@@ -1,25 +1,12 @@
 //! Completeness: whether the store has everything that an image needs.
 
-use crate::oci::{Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestKind, MediaType};
+use crate::oci::{Descriptor, MANIFEST_BYTES_MAX, Manifest, MediaType};
 use crate::store::{Graph, Store};
 
-/// Whether the store has enough of an image to name it: at least one platform with all of its content, or an
-/// index without entries (of referrers, for example). Children of an index that were never requested may be
-/// absent.
+/// Whether the store has enough of an image to name it ([`Graph::missing`]): at least one platform with all of its
+/// content, or indexes that list nothing else (of referrers, for example).
 pub(super) fn is_complete(graph: &Graph) -> bool {
-    let lists_nothing = |manifest: &Manifest| matches!(manifest.kind(), ManifestKind::Index { manifests } if manifests.is_empty());
-    let root = graph.manifests.first().and_then(|root| root.manifest.as_ref());
-    graph.is_complete() || root.is_some_and(lists_nothing)
-}
-
-/// The content that an incomplete image lacks: its blobs, or its manifests if none of them is present.
-pub(super) fn missing(graph: &Graph) -> Vec<&Descriptor> {
-    let mut missing: Vec<&Descriptor> = graph.missing_blobs().collect();
-    if missing.is_empty() && !is_complete(graph) {
-        let absent = graph.manifests.iter().filter(|each| each.manifest.is_none());
-        missing.extend(absent.map(|each| &each.descriptor));
-    }
-    missing
+    graph.missing().is_empty()
 }
 
 /// Reads a manifest by its digest, from any repository.

@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::SystemTime;
 
-use super::completeness::{is_complete, manifest_by_digest, missing};
+use super::completeness::{is_complete, manifest_by_digest};
 use super::docker::{self, Rebuild, SavedImage};
 use super::error::BundleError;
 use super::event::{Before, ImportEvent, ImportSummary, Origin};
@@ -361,7 +361,7 @@ impl Naming<'_> {
             return false;
         }
         self.summary.failures += 1;
-        (self.report)(&ImportEvent::Incomplete { reference: label, missing: missing(graph) });
+        (self.report)(&ImportEvent::Incomplete { reference: label, missing: graph.missing() });
         false
     }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::iter;
 use std::time::SystemTime;
 
-use super::completeness::{is_complete, missing};
+use super::completeness::is_complete;
 use super::docker::{self, SavedImage};
 use super::layout::Audience;
 use crate::oci::{
@@ -202,7 +202,7 @@ impl Selecting<'_> {
         let platforms = &self.selection.platforms;
         let graph = self.graph_of(image, platforms);
         let reference = image.full_reference();
-        let mut missing: Vec<&Descriptor> = missing(&graph);
+        let mut missing: Vec<&Descriptor> = graph.missing();
         for platform in platforms.iter().filter(|_| image.media_type.is_index()) {
             if !has_platform(&graph, platform) {
                 let (reference, platform) = (reference.clone(), platform.to_string());

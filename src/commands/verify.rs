@@ -128,9 +128,9 @@ fn problem(store: &Store, image: &StoredImage) -> Option<String> {
     if graph.manifests.first().is_none_or(|root| root.manifest.is_none()) {
         return Some(format!("manifest {} is missing", image.digest));
     }
-    match (&missing[..], graph.is_complete()) {
-        ([], true) => None,
-        ([], false) => Some("no platform is cached".into()),
+    match (&missing[..], &graph.missing()[..]) {
+        ([], []) => None,
+        ([], _) => Some("no platform is cached".into()),
         ([first, ..], _) => Some(format!(
             "{} of {} missing in {}, first {}",
             size(graph.missing_bytes()),

@@ -105,6 +105,17 @@ impl Graph {
         self.manifests.iter().any(is_image) && self.missing_blobs().next().is_none()
     }
 
+    /// What must be fetched before the cache has the image: configs and layers of cached manifests, or, if no image
+    /// manifest is cached, the manifests that are absent. Nothing for an index that lists only empty indexes.
+    pub fn missing(&self) -> Vec<&Descriptor> {
+        let blobs: Vec<&Descriptor> = self.missing_blobs().collect();
+        if self.is_complete() || !blobs.is_empty() {
+            return blobs;
+        }
+        let absent = self.manifests.iter().filter(|each| each.manifest.is_none());
+        absent.map(|each| &each.descriptor).collect()
+    }
+
     /// The platforms of the cached image manifests, as an index states them, or their configs
     /// ([`Store::read_configs`]). An attestation has none.
     pub fn platforms(&self) -> impl Iterator<Item = &str> {
