@@ -14,7 +14,7 @@ use crate::oci::{
     Digest, ManifestRecord, PartReference, Record, Reference, TagRecord, blob_path, manifest_path,
     tag_path,
 };
-use crate::store::{IngestError, Store, StoreError, StoredImage};
+use crate::store::{IngestError, OutgoingFile, Store, StoreError, StoredImage};
 use crate::upstream::{Condition, ObjectStore, Put, RECORD_BYTES_MAX, UpstreamError};
 
 /// How much is read at a time.
@@ -129,8 +129,7 @@ fn copy_blob_out(
         Err(error) if error.is_not_found() => Condition::IfAbsent,
         Err(error) => return Err(error.into()),
     };
-    let upload = Upload { file: &file, throttle: None, is_stopped: &AtomicBool::new(false) };
-    match bucket.upload(&key, &upload, condition)? {
+    match upload(bucket, &file, condition)? {
         Put::Done { .. } => {
             summary.blobs += 1;
             summary.bytes += file.size;
@@ -142,9 +141,17 @@ fn copy_blob_out(
 
 fn put_file(store: &Store, bucket: &ObjectStore, key: &str) -> Result<(), CopyError> {
     let Some(file) = store.outgoing_file(key)? else { return Ok(()) };
-    let upload = Upload { file: &file, throttle: None, is_stopped: &AtomicBool::new(false) };
-    bucket.upload(key, &upload, Condition::None)?;
+    upload(bucket, &file, Condition::None)?;
     Ok(())
+}
+
+fn upload(
+    bucket: &ObjectStore,
+    file: &OutgoingFile,
+    condition: Condition,
+) -> Result<Put, UpstreamError> {
+    let source = Upload { file, throttle: None, is_stopped: &AtomicBool::new(false) };
+    bucket.upload(&file.key, &source, condition)
 }
 
 /// Copies the images of a bucket into the cache directory, and calls `copied` after each.

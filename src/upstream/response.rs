@@ -165,12 +165,12 @@ pub(super) fn read_body(
 
 /// Copies a body of at most `limit_bytes` to `sink`.
 pub(super) fn copy_body(
-    response: Response<Body>,
+    body: impl Read,
     limit_bytes: u64,
-    request: &Arc<str>,
+    request: &str,
     sink: &mut dyn DocumentSink,
 ) -> Result<(), UpstreamError> {
-    let mut reader = response.into_body().into_reader().take(limit_bytes + 1);
+    let mut reader = body.take(limit_bytes + 1);
     let (mut chunk, mut length) = (vec![0; CHUNK_BYTES], 0);
     loop {
         match reader.read(&mut chunk) {

@@ -27,9 +27,7 @@ fn image_of_a_bucket_is_served_when_the_registry_is_gone() {
     let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
     let image = Image::sample("v1").layer(bytes(2 * MIB, 3));
     registry.add(REPOSITORY, "v1", &image);
-    let first = Larder::start_with(&registry, with_bucket(&bucket));
-    pull(&first, "v1", &image);
-    first.wait_until_uploaded(&bucket);
+    let first = Larder::filling(&bucket, &registry, REPOSITORY, &image);
     assert_eq!(first.published_keys(), bucket.keys().into_iter().collect(), "and nothing else");
     registry.stop();
 
@@ -60,9 +58,7 @@ fn image_of_a_bucket_is_served_when_the_registry_is_gone() {
 fn fresh_tag_of_a_bucket_needs_no_request_to_the_registry() {
     let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
     let image = registry.add_sample(REPOSITORY);
-    let first = Larder::start_with(&registry, with_bucket(&bucket));
-    pull(&first, "v1", &image);
-    first.wait_until_uploaded(&bucket);
+    let _first = Larder::filling(&bucket, &registry, REPOSITORY, &image);
     let before = registry.requests().len();
     let second = Larder::start_with(&registry, |settings| {
         settings.use_bucket(&bucket);
@@ -84,9 +80,7 @@ fn copy_of_a_bucket_is_a_directory_that_larder_serves() {
     let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
-    let first = Larder::start_with(&registry, with_bucket(&bucket));
-    pull(&first, "v1", &image);
-    first.wait_until_uploaded(&bucket);
+    let _first = Larder::filling(&bucket, &registry, REPOSITORY, &image);
 
     let mut copy = Larder::start_with(&registry, |settings| settings.cache.air_gapped = true);
     copy.stop();
@@ -136,9 +130,7 @@ fn content_is_uploaded_before_its_names() {
 fn hit_sends_no_request_to_the_bucket() {
     let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
     let image = registry.add_sample(REPOSITORY);
-    let larder = Larder::start_with(&registry, with_bucket(&bucket));
-    pull(&larder, "v1", &image);
-    larder.wait_until_uploaded(&bucket);
+    let larder = Larder::filling(&bucket, &registry, REPOSITORY, &image);
     bucket.clear_requests();
     pull(&larder, "v1", &image);
     assert!(bucket.requests().is_empty(), "{:?}", bucket.requests());
@@ -174,9 +166,7 @@ fn wrong_bytes_of_the_bucket_are_never_a_complete_response_and_are_replaced() {
     let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
     let image = Image::sample("v1").layer(bytes(MIB, 6));
     registry.add(REPOSITORY, "v1", &image);
-    let first = Larder::start_with(&registry, with_bucket(&bucket));
-    pull(&first, "v1", &image);
-    first.wait_until_uploaded(&bucket);
+    let _first = Larder::filling(&bucket, &registry, REPOSITORY, &image);
     let layer = &image.layers()[image.layers().len() - 1];
     let key = |digest: &str| format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"));
     bucket.corrupt(&key(&layer.digest));
@@ -203,9 +193,7 @@ fn offline_cache_asks_the_bucket_and_no_registry() {
     let (bucket, registry) = (FakeBucket::start(), FakeRegistry::start());
     let image = Image::sample("v1").layer(bytes(MIB, 7));
     registry.add(REPOSITORY, "v1", &image);
-    let first = Larder::start_with(&registry, with_bucket(&bucket));
-    pull(&first, "v1", &image);
-    first.wait_until_uploaded(&bucket);
+    let _first = Larder::filling(&bucket, &registry, REPOSITORY, &image);
     let before = registry.requests().len();
     let second = Larder::start_with(&registry, |settings| {
         settings.use_bucket(&bucket);

@@ -286,7 +286,8 @@ impl Source for Registry {
         let confirmation = self.confirmation(response.headers());
         let content_type = text(response.headers(), header::CONTENT_TYPE).map(str::to_owned);
         sink.restart();
-        copy_body(response, MANIFEST_BYTES_MAX as u64, &request, sink)?;
+        let body = response.into_body().into_reader();
+        copy_body(body, MANIFEST_BYTES_MAX as u64, &request, sink)?;
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => reported,

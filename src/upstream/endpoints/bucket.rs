@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Read;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use crate::upstream::client::EndpointKind;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::ProxySettings;
 use crate::upstream::object_store::{ObjectStore, ObjectStoreSettings};
+use crate::upstream::response::copy_body;
 use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, Origin, Source};
 
 /// What only the registry itself knows, for messages.
@@ -24,8 +24,6 @@ const TAGS: &str = "tags";
 const LISTS: &str = "lists";
 /// The largest record of a tag or manifest that is read from a bucket, in bytes.
 pub const RECORD_BYTES_MAX: u64 = 64 * 1024;
-/// How much of a manifest is read at a time.
-const CHUNK_BYTES: usize = 64 * 1024;
 /// An object for the probe of the circuit breaker. It need not exist.
 const PROBED: &str = "oci-layout";
 
@@ -236,12 +234,12 @@ impl Source for BucketOrigin {
         let object = self.bucket.reads.get(&key, 0, None);
         let object = object.map_err(|error| self.missing(&key, error))?;
         sink.restart();
-        copy(object.reader, &request, sink)?;
+        copy_body(object.reader, MANIFEST_BYTES_MAX as u64, &request, sink)?;
         let parsed = sink.parse(digest.algorithm(), Some(record.media_type.as_str()));
         let Some((actual, manifest)) = parsed else {
             return Err(UpstreamError::new(request, UpstreamErrorKind::NoSpace));
         };
-        let bad = |reason: String| UpstreamError::bad_answer(&request, reason).elsewhere();
+        let bad = |reason: String| UpstreamError::bad_answer(&request, reason);
         if actual != *digest {
             self.bucket.note_wrong(&key);
             return Err(bad(format!("its bytes have the digest {actual}")));
@@ -290,29 +288,5 @@ impl Source for BucketOrigin {
         _: &mut dyn DocumentSink,
     ) -> Result<List, UpstreamError> {
         Err(self.absent(LISTS))
-    }
-}
-
-fn copy(
-    reader: Box<dyn Read + Send>,
-    request: &str,
-    sink: &mut dyn DocumentSink,
-) -> Result<(), UpstreamError> {
-    let mut reader = reader.take(MANIFEST_BYTES_MAX as u64 + 1);
-    let (mut chunk, mut length) = (vec![0; CHUNK_BYTES], 0);
-    loop {
-        match reader.read(&mut chunk) {
-            Ok(0) => return Ok(()),
-            Ok(count) => {
-                length += count;
-                if length > MANIFEST_BYTES_MAX {
-                    let reason = format!("it is larger than {MANIFEST_BYTES_MAX} bytes");
-                    return Err(UpstreamError::bad_answer(request, reason).elsewhere());
-                }
-                sink.write(&chunk[..count]);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(UpstreamError::from_body(request, error)),
-        }
     }
 }

@@ -10,8 +10,8 @@ use larder::upstream::{
 };
 
 use super::{ACCESS_KEY, BUCKET, FakeBucket, REGION, SECRET_KEY};
-use crate::support::Image;
 use crate::support::larder::{Larder, Settings, blob, files, manifest, until};
+use crate::support::{FakeRegistry, Image};
 
 impl Settings {
     /// Uses this bucket, and uploads to it in parts of 5 MiB.
@@ -39,6 +39,20 @@ impl Settings {
 }
 
 impl Larder {
+    /// A cache that has pulled the tag `v1` of a registry, and uploaded it to a bucket.
+    #[track_caller]
+    pub fn filling(
+        bucket: &FakeBucket,
+        registry: &FakeRegistry,
+        repository: &str,
+        image: &Image,
+    ) -> Larder {
+        let larder = Larder::start_with(registry, |settings| settings.use_bucket(bucket));
+        larder.pull_image(repository, "v1", image);
+        larder.wait_until_uploaded(bucket);
+        larder
+    }
+
     /// Pulls a tag, its configuration and all layers.
     #[track_caller]
     pub fn pull_image(&self, repository: &str, tag: &str, image: &Image) {
