@@ -101,6 +101,11 @@ impl Via {
         self.is_from_peer
     }
 
+    /// Whether another Larder has sent the request.
+    pub fn is_from_larder(&self) -> bool {
+        self.hops.is_some()
+    }
+
     /// The chain of a request to a peer.
     pub fn to_peer(self) -> Via {
         Via { is_to_peer: true, ..self }

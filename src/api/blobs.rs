@@ -12,6 +12,7 @@ use crate::cache::{
 };
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
+use crate::via;
 
 /// How long to wait for the upstream's response head before sending our own with the size from the manifest,
 /// if that is known: containerd gives up after 30 s without a head, and the fetch is already running.
@@ -56,8 +57,33 @@ impl BlobRequest {
     }
 
     fn hit(&self, request: &Request, blob: Blob) -> Reply {
+        if let Some(location) = self.redirect(request, blob.size) {
+            // The URL expires, and anyone who has it can use it.
+            let reply = Reply::new(307, Body::Empty)
+                .header("Location", location)
+                .header("Docker-Content-Digest", self.digest.to_string())
+                .header("Cache-Control", "no-store");
+            return self.call.finish(reply, How::Hit, Storage::Stored);
+        }
         let body = |range| Body::File { file: blob.file, range };
         self.reply(request, How::Hit, blob.size, body)
+    }
+
+    /// Where the client gets a cached blob instead. Other Larders get it here, as do requests with conditions about an
+    /// `ETag` of this server.
+    fn redirect(&self, request: &Request, size: u64) -> Option<String> {
+        let is_conditional = ["if-match", "if-none-match", "if-range"]
+            .iter()
+            .any(|name| request.header(name).is_some());
+        if request.method() == Method::Head || is_conditional || via::current().is_from_larder() {
+            return None;
+        }
+        let part = match part(request, &self.digest, size) {
+            Part::Whole => 0..size,
+            Part::Bytes(part) => part,
+            Part::Unsatisfiable => return None,
+        };
+        self.call.cache.redirect(&self.name, &self.digest, size, &part)
     }
 
     /// The response for a blob of `size` bytes, with the content that `body` returns for a range.

@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
 use super::committers::Committers;
 use super::counted::CountedSource;
 use super::negative::{Asked, NegativeCache};
+use super::redirects::Redirects;
 use super::scheduler::{Class, Purpose, Scheduler};
 use super::uploads::BucketStatus;
 use super::{CacheError, Clock, How, PATIENCE, Settings, lock, uploads};
@@ -41,6 +42,8 @@ pub(super) struct Core {
     checking_switch: Mutex<()>,
     /// The uploads to the bucket, while they run.
     uploads: Mutex<Weak<uploads::Shared>>,
+    /// Set at the start, with `objectStore.redirect`.
+    pub(super) redirects: OnceLock<Arc<Redirects>>,
 }
 
 impl Core {
@@ -71,6 +74,7 @@ impl Core {
             is_switched_off: AtomicBool::new(store.is_offline()),
             checking_switch: Mutex::default(),
             uploads: Mutex::default(),
+            redirects: OnceLock::new(),
             store,
             sources,
         }

@@ -32,6 +32,7 @@ mod manifests;
 mod negative;
 mod poller;
 mod prefetch;
+mod redirects;
 mod scheduler;
 mod status;
 mod uploads;
@@ -65,6 +66,7 @@ pub use manifests::{
     HeadAnswer, HeadLookup, HeadWait, ManifestAnswer, ManifestLookup, ManifestWait,
 };
 pub use prefetch::{Prefetch, PrefetchOnHead};
+pub use redirects::REDIRECTED_BYTES_MIN;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 pub use uploads::{BucketStatus, UploadSettings, UploadThread};

@@ -18,8 +18,8 @@ use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
 use crate::cache::{
-    BucketSweepThread, Cache, CompletionThread, IndexWriter, MaintenanceThread, Scrubber,
-    UploadThread,
+    BucketSweepThread, Cache, CompletionThread, IndexWriter, MaintenanceThread,
+    REDIRECTED_BYTES_MIN, Scrubber, UploadThread,
 };
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
@@ -157,6 +157,10 @@ fn start_tier(
     let failed = |source| CommandError::System { doing: "start uploads", source };
     let uploads = UploadThread::start(cache.clone(), bucket.clone(), tier.uploads.clone());
     let uploads = uploads.map_err(failed)?;
+    if tier.redirects {
+        log::info!("objectStore: large cached blobs are redirected to {}", bucket.public_url());
+        cache.redirect_to(bucket.clone(), REDIRECTED_BYTES_MIN);
+    }
     let (configured, status) = (tier.sweeps, cache.clone());
     let may_sweep = move || {
         let probe = || status.bucket_status().and_then(|status| status.probe);

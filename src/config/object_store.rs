@@ -59,6 +59,10 @@ section! {
         /// The size of the bucket above which the images that were used least recently are removed from it. Images that were
         /// used within a day stay.
         "maxSize" max_size: Option<Text<Size>> = None;
+        /// Whether clients get large cached blobs from the bucket, with a signed URL.
+        "redirect" redirect: bool = false;
+        /// The URL of the store for these clients.
+        "redirectEndpoint" redirect_endpoint: Option<Text<EndpointUrl>> = None, default "`endpoint`";
         /// Images that no cache has served for this long are removed from the bucket.
         "unusedFor" unused_for: Option<Text<Span>> = None;
         /// Whether this cache removes images for `maxSize` and `unusedFor`: `auto` if the store supports `If-None-Match: *`, by
@@ -105,6 +109,7 @@ pub(super) fn bucket(entry: &ObjectStoreEntry) -> Result<ObjectStoreSettings, Co
     }
     Ok(ObjectStoreSettings {
         endpoint,
+        public_endpoint: entry.redirect_endpoint.as_ref().map(|url| url.0.0.clone()),
         bucket: entry.bucket.clone(),
         prefix: prefix(entry.prefix.as_deref().unwrap_or_default()).map_err(refuse)?,
         region: region.unwrap_or_else(|| NO_REGION.to_owned()),
@@ -137,7 +142,11 @@ pub(super) fn tier(entry: &ObjectStoreEntry) -> Result<TierSettings, ConfigError
     if entry.read_only && limits.is_bounded() {
         return Err(refuse("readOnly excludes maxSize and unusedFor: nothing may be removed"));
     }
+    if entry.redirect_endpoint.is_some() && !entry.redirect {
+        return Err(refuse("redirectEndpoint has no effect without redirect: true"));
+    }
     Ok(TierSettings {
+        redirects: entry.redirect,
         uploads: UploadSettings {
             is_read_only: entry.read_only,
             threads: super::count(entry.uploads),
@@ -157,6 +166,8 @@ pub(super) fn tier(entry: &ObjectStoreEntry) -> Result<TierSettings, ConfigError
 pub struct TierSettings {
     /// How content is uploaded.
     pub uploads: UploadSettings,
+    /// Whether clients are redirected to the bucket.
+    pub redirects: bool,
     /// What may stay in the bucket.
     pub limits: BucketLimits,
     /// Whether this cache removes what may not stay; `None` if that depends on the store.

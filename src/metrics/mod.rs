@@ -68,6 +68,10 @@ pub struct Metrics {
     uploads: Family<Outcome, Counter>,
     /// Bytes sent to the bucket.
     pub uploaded_bytes: Counter,
+    /// Clients that were redirected to the bucket.
+    pub redirected: Counter,
+    /// Bytes that they get there.
+    pub redirected_bytes: Counter,
     /// Bytes of blobs and manifests received from upstreams.
     pub fetched_bytes: Counter,
     /// Connections that failed in the middle of a blob, after which the download resumed.
@@ -196,6 +200,8 @@ impl Default for Metrics {
             completions: Family::default(),
             uploads: Family::default(),
             uploaded_bytes: Counter::default(),
+            redirected: Counter::default(),
+            redirected_bytes: Counter::default(),
             fetched_bytes: Counter::default(),
             retries: Counter::default(),
             resumed: Counter::default(),
@@ -388,6 +394,10 @@ impl Metrics {
         to.register("uploads", "Objects for the bucket, by outcome", self.uploads.clone());
         let help = "Bytes uploaded to the bucket";
         to.register("uploaded_bytes", help, self.uploaded_bytes.clone());
+        let help = "Requests for blobs that were redirected to the bucket";
+        to.register("redirects", help, self.redirected.clone());
+        let help = "Bytes that were requested with them";
+        to.register("redirected_bytes", help, self.redirected_bytes.clone());
         to.register("scrubbed_blobs", "Blobs hashed by scrubs", self.scrubbed_blobs.clone());
         to.register("scrubbed_bytes", "Bytes hashed by scrubs", self.scrubbed_bytes.clone());
         let help = "Damaged blobs found by scrubs";

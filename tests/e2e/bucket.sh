@@ -183,6 +183,29 @@ must_fail "an image that was never pulled" try_pull b hello:v2
 is_ready b
 replica_stop b
 
+step "redirect: containerd gets the large layer from the bucket; a client that returns gets it from the cache"
+BUCKET_SETTINGS='  redirect: true'
+replica a a
+BUCKET_SETTINGS=
+replica_start a
+larder_logs a "large cached blobs are redirected to http://127.0.0.1:$FRONT_PORT/$BUCKET/a/"
+pull a big:v1
+equal "redirects to a bucket about which nothing is known" 0 "$(metric a larder_redirects_total)"
+layer_is_known() { [[ -n $(requests a "^HEAD [^ ]*/${BIG_LAYER#*:} 200\$") ]]; }
+wait_until 20 "the check of the layer in the bucket" layer_is_known
+containerd_start "http://127.0.0.1:${PORT[a]}"
+ctr_pull "$ALIAS/demo/big:v1"
+equal "the digest in containerd" "$BIG_DIGEST" "$(digest_in_ctr "$ALIAS/demo/big:v1")"
+stop_server containerd
+equal "redirects" 1 "$(metric a larder_redirects_total)"
+equal "bytes of redirects" "$BIG_LAYER_SIZE" "$(metric a larder_redirected_bytes_total)"
+[[ -n $(requests a "^GET [^ ]*/${BIG_LAYER#*:}\?[^ ]*X-Amz-Signature=[^ ]* 200\$") ]] || fail "containerd has not followed the redirect"
+pull a big:v1
+equal "redirects of a client that returns" 1 "$(metric a larder_redirects_total)"
+larder_logs a '127.0.0.1 asked again for sha256:.*it gets all blobs from here for 10 m'
+if grep -q X-Amz-Signature "$LOGS/a.log"; then fail "a signature in the log"; fi
+replica_stop a
+
 step "a copy of the bucket is a directory that an air-gapped larder serves"
 bucket_s3 sync a/ "$CASE_DIR/cache-copied"
 replica copied "" "airGapped: true"

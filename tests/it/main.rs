@@ -75,6 +75,7 @@ mod peers;
 mod bucket;
 
 mod bucket_faults;
+mod bucket_redirects;
 // What is removed from it.
 mod bucket_sweep;
 // Isolation of clients and registries from each other.

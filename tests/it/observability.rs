@@ -202,6 +202,8 @@ fn everything() -> (Metrics, Gauges) {
     for counter in [
         &metrics.fetched_bytes,
         &metrics.uploaded_bytes,
+        &metrics.redirected,
+        &metrics.redirected_bytes,
         &metrics.retries,
         &metrics.resumed,
         &metrics.scrubbed_blobs,

@@ -54,7 +54,7 @@ unlistedRegistries: deny
 unlistedPorts: [443, 5000]
 parents: ['http://larder.rack:8080', {url: 'https://larder.site', kind: larder, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}]
 peers: {dns: larder-peers.larder.svc, port: 8081, scheme: https, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}
-objectStore: {bucket: b, endpoint: 'https://s3.lan', region: r, prefix: a/b, addressing: virtual, accessKeyId: k, secretAccessKeyFile: /s, profile: p, tls: {ca: /ca}, readOnly: false, uploads: 2, uploadRate: 1MiB, partSize: 10MiB, maxSize: 1TB, unusedFor: 30d, sweep: never}
+objectStore: {bucket: b, endpoint: 'https://s3.lan', region: r, prefix: a/b, addressing: virtual, accessKeyId: k, secretAccessKeyFile: /s, profile: p, tls: {ca: /ca}, readOnly: false, uploads: 2, uploadRate: 1MiB, partSize: 10MiB, maxSize: 1TB, unusedFor: 30d, sweep: never, redirect: true, redirectEndpoint: 'https://s3.example.com'}
 registries:
   - name: docker.io
     description: for people

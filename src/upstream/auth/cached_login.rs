@@ -99,6 +99,12 @@ impl<T: PartialEq> CachedLogin<T> {
         })
     }
 
+    /// The cached login, if it has not expired. Never waits.
+    pub(super) fn current(&self, now: Instant) -> SharedLogin<T> {
+        let state = self.lock();
+        state.cached.as_ref().filter(|cached| now < cached.expires_at)?.login.clone()
+    }
+
     /// Returns a login other than `rejected`, which the registry refuses; `None` if there is none, or if one was
     /// fetched within the last minute.
     pub(super) fn renew(
@@ -254,6 +260,8 @@ mod tests {
         assert_eq!(cached.login(now, || fetched("a")), shared("a"));
         let due = now + HOUR - MARGIN_MAX;
         assert_eq!(cached.login(due - Duration::from_secs(1), unexpected), shared("a"));
+        assert_eq!(cached.current(due), Some(Arc::new(login("a"))));
+        assert_eq!(cached.current(now + HOUR), None);
         assert_eq!(cached.login(due, || fetched("b")), shared("b"));
     }
 

@@ -89,6 +89,33 @@ impl Bucket {
         }
     }
 
+    /// Forgets which objects are there: the bucket fails.
+    pub fn forget_present(&self) {
+        self.known().present.clear();
+    }
+
+    /// The size of an object, in bytes; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]. Requests are not repeated.
+    pub fn size_of(&self, key: &str) -> Result<Option<u64>, UpstreamError> {
+        match self.reads.head(key) {
+            Ok(head) => Ok(Some(head.size)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// See [`ObjectStore::presigned_get`].
+    pub fn presigned_get(&self, key: &str, expires: Duration) -> Option<String> {
+        self.reads.presigned_get(key, expires)
+    }
+
+    /// The URL of the bucket for clients that are redirected.
+    pub fn public_url(&self) -> String {
+        self.reads.public_url()
+    }
+
     /// Notes that the bucket has sent wrong bytes, so the object must be replaced.
     pub fn note_wrong(&self, key: &str) {
         log::warn!(

@@ -2,7 +2,7 @@
 
 use super::{Addressing, ObjectStoreSettings};
 use crate::upstream::auth::encoded_path;
-use crate::upstream::network::{Location, Scheme};
+use crate::upstream::network::{Endpoint, Location, Scheme};
 
 /// Where a bucket is.
 #[derive(Debug)]
@@ -17,9 +17,10 @@ pub(super) struct Address {
 }
 
 impl Address {
-    pub(super) fn new(settings: &ObjectStoreSettings) -> Address {
-        let https = settings.endpoint.scheme == Scheme::Https;
-        let endpoint = Location::new(https, &settings.endpoint.authority, "/");
+    /// The address of the bucket at one of the settings' endpoints.
+    pub(super) fn new(endpoint: &Endpoint, settings: &ObjectStoreSettings) -> Address {
+        let https = endpoint.scheme == Scheme::Https;
+        let endpoint = Location::new(https, &endpoint.authority, "/");
         let endpoint = endpoint.origin();
         let endpoint = endpoint.split_once("://").map_or(&*endpoint, |(_, authority)| authority);
         let (authority, bucket) = match settings.addressing {
@@ -61,7 +62,6 @@ impl Address {
 mod tests {
     use super::super::tests::settings;
     use super::*;
-    use crate::upstream::network::Endpoint;
 
     #[test]
     fn bucket_in_the_path_or_in_the_host() {
@@ -95,12 +95,12 @@ mod tests {
             ),
         ] {
             let endpoint = Endpoint::new(scheme, authority);
-            let address = Address::new(&ObjectStoreSettings {
-                endpoint,
+            let settings = ObjectStoreSettings {
                 addressing,
                 prefix: prefix.to_owned(),
                 ..settings("http://127.0.0.1:1")
-            });
+            };
+            let address = Address::new(&endpoint, &settings);
             assert_eq!(address.url(), url);
             assert_eq!(address.path(None), bucket, "{url}");
             assert_eq!(address.path(Some("x/a b+:ü")), key, "{url}");

@@ -124,6 +124,8 @@ pub(super) struct Features {
 pub(super) struct Client {
     settings: ObjectStoreSettings,
     address: Address,
+    /// For the URLs that clients get.
+    public_address: Address,
     agent: LazyAgent,
     keys: CachedKeys,
     timeouts: Timeouts,
@@ -142,10 +144,12 @@ enum Idle {
 impl Client {
     pub(super) fn new(settings: ObjectStoreSettings, reach: &Reach, policy: RetryPolicy) -> Client {
         let tls = (settings.endpoint.scheme == Scheme::Https).then(|| settings.tls.clone());
+        let public_endpoint = settings.public_endpoint.as_ref().unwrap_or(&settings.endpoint);
         // The operator has chosen the address, which is often private.
         let agent = LazyAgent::new(Guard::Any, tls, reach.timeouts, Arc::clone(&reach.proxies));
         Client {
-            address: Address::new(&settings),
+            address: Address::new(&settings.endpoint, &settings),
+            public_address: Address::new(public_endpoint, &settings),
             agent,
             keys: CachedKeys::new(settings.keys.clone(), &settings.region, reach),
             timeouts: reach.timeouts,
@@ -167,6 +171,10 @@ impl Client {
 
     pub(super) fn url(&self) -> String {
         self.address.url()
+    }
+
+    pub(super) fn public_url(&self) -> String {
+        self.public_address.url()
     }
 
     pub(super) fn clock(&self) -> &Clock {
@@ -234,17 +242,12 @@ impl Client {
         }
     }
 
-    /// A signed URL for GET.
-    pub(super) fn presigned_get(
-        &self,
-        key: &str,
-        expires: Duration,
-    ) -> Result<String, UpstreamError> {
-        let request = self.name_of("GET", Some(key));
-        let keys = self.keys.get().map_err(|error| UpstreamError::no_login(&request, error))?;
-        let (path, expires) = (self.address.path(Some(key)), expires.min(PRESIGNED_MAX));
-        let query = keys.presign(&self.scope(), self.address.host(), &path, Vec::new(), expires);
-        Ok(self.address.location(&path, &query).url())
+    /// A signed URL for GET, if there are keys. Never waits.
+    pub(super) fn presigned_get(&self, key: &str, expires: Duration) -> Option<String> {
+        let (keys, address) = (self.keys.current()?, &self.public_address);
+        let (path, expires) = (address.path(Some(key)), expires.min(PRESIGNED_MAX));
+        let query = keys.presign(&self.scope(), address.host(), &path, Vec::new(), expires);
+        Some(address.location(&path, &query).url())
     }
 
     fn scope(&self) -> Scope<'_> {

@@ -51,6 +51,8 @@ const IMPATIENT: Timeouts = Timeouts {
 pub struct ObjectStoreSettings {
     /// Where the store is. The path of its API is not used.
     pub endpoint: Endpoint,
+    /// Where clients find the store, if not there.
+    pub public_endpoint: Option<Endpoint>,
     /// The bucket, which must exist.
     pub bucket: String,
     /// Precedes every key: empty, or ends with `/`.
@@ -229,6 +231,11 @@ impl ObjectStore {
         self.client.url()
     }
 
+    /// The same where clients find it.
+    pub fn public_url(&self) -> String {
+        self.client.public_url()
+    }
+
     /// Makes the next request read the keys and the certificate files again.
     pub fn refresh(&self) {
         self.client.refresh();
@@ -334,11 +341,9 @@ impl ObjectStore {
         probe::probe(&self.client, name)
     }
 
-    /// A URL from which anyone can get the object, for at most seven days.
-    ///
-    /// # Errors
-    /// If there are no keys.
-    pub fn presigned_get(&self, key: &str, expires: Duration) -> Result<String, UpstreamError> {
+    /// A URL at [`ObjectStoreSettings::public_endpoint`] from which anyone can get the object, for at most seven days.
+    /// Never waits: `None` if no request has fetched keys yet, or if they have expired. The URL ends to work with the keys.
+    pub fn presigned_get(&self, key: &str, expires: Duration) -> Option<String> {
         self.client.presigned_get(key, expires)
     }
 }

@@ -53,6 +53,8 @@ pub struct Settings {
     pub upstream: upstream::Settings,
     /// How content is uploaded to the bucket, if there is one.
     pub uploads: Option<UploadSettings>,
+    /// From how many bytes of a cached blob on clients are redirected to the bucket.
+    pub redirects: Option<u64>,
     pub http: http::Settings,
     pub naming: Naming,
 }
@@ -177,6 +179,9 @@ impl Larder {
         let uploads = uploads.map(|(settings, bucket)| {
             UploadThread::start(cache.clone(), bucket, settings.clone()).expect("a new thread")
         });
+        if let Some((bytes, bucket)) = self.settings.redirects.zip(registries.shared_bucket()) {
+            cache.redirect_to(bucket, bytes);
+        }
         let running =
             Running { address, controller, thread, cache, registries, _keeper: keeper, uploads };
         self.running = Some(running);
@@ -377,6 +382,7 @@ impl Settings {
                 proxies: ProxySettings::default(),
             },
             uploads: None,
+            redirects: None,
             http: http::Settings {
                 workers: 4,
                 max_connections: 1024,

@@ -95,6 +95,11 @@ impl CachedKeys {
         keys.ok_or_else(|| unavailable("there are no keys".into()))
     }
 
+    /// The keys that are cached, if they have not expired. Never waits.
+    pub(in crate::upstream) fn current(&self) -> Option<Arc<Keys>> {
+        self.cached.current(Instant::now())
+    }
+
     /// Other keys than `rejected`, which the store refuses; `None` if there are none, or if some were fetched for this
     /// reason within the last minute.
     ///

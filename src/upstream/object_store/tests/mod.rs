@@ -28,6 +28,7 @@ pub(super) fn settings(url: &str) -> ObjectStoreSettings {
     let fixed = FixedKeys { id: "KEYID".into(), secret, session_token: None };
     ObjectStoreSettings {
         endpoint: Endpoint::new(scheme, authority),
+        public_endpoint: None,
         bucket: "b".into(),
         prefix: "p/".into(),
         region: "us-east-1".into(),

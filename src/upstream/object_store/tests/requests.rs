@@ -440,10 +440,15 @@ fn a_probe_leaves_out_what_is_refused() {
 
 #[test]
 fn nothing_prints_secrets() {
-    let store = store(settings("https://s3.example.com"));
-    assert_eq!(store.url(), "https://s3.example.com/b/p/");
+    let server = Server::start([ok("x")]);
+    let public_endpoint = Some(Endpoint::new(Scheme::Https, "s3.example.com"));
+    let store = store(ObjectStoreSettings { public_endpoint, ..settings(&server.url) });
+    assert_eq!(store.url(), format!("{}/b/p/", server.url));
+    assert_eq!(store.public_url(), "https://s3.example.com/b/p/");
     let text = format!("{:?} {:?}", store.settings(), store.client);
     assert!(text.contains("KEYID") && !text.contains("hunter2"), "{text}");
+    assert_eq!(store.presigned_get("a b", Duration::from_secs(60)), None, "no keys yet");
+    store.get("k", 0, None).unwrap();
     let url = store.presigned_get("a b", Duration::from_secs(60)).unwrap();
     assert!(url.starts_with("https://s3.example.com/b/p/a%20b?X-Amz-Algorithm="), "{url}");
     assert!(url.contains("&X-Amz-Expires=60&") && !url.contains("hunter2"), "{url}");

@@ -18,6 +18,7 @@ impl Settings {
     pub fn use_bucket(&mut self, bucket: &FakeBucket) {
         let settings = ObjectStoreSettings {
             endpoint: Endpoint::new(Scheme::Http, &bucket.address().to_string()),
+            public_endpoint: None,
             bucket: BUCKET.into(),
             prefix: String::new(),
             region: REGION.into(),
