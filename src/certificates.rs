@@ -141,6 +141,13 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
+/// The common name of the certificate's subject (RFC 5280, section 4.1.2.6), if it has one.
+pub fn common_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+    let name = parsed.tbs_certificate().subject().common_name().ok()??;
+    Some(Arc::from(&*name.value()))
+}
+
 /// The error for a file whose certificates have all expired. A CA bundle may contain expired certificates beside
 /// valid ones, so it counts as expired only if no valid one is left.
 pub fn expired_in(path: &Path, now: SystemTime) -> Option<CertificateError> {

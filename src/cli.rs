@@ -17,6 +17,9 @@ pub struct Arguments {
     /// debug, info, warn or error (default info)
     #[argh(option)]
     pub log_level: Option<String>,
+    /// text or json (default text)
+    #[argh(option)]
+    pub log_format: Option<String>,
     /// log to this file instead of standard error
     #[argh(option)]
     pub log_file: Option<PathBuf>,

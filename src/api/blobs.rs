@@ -8,7 +8,7 @@ use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::unsatisfiable;
 use super::{Call, Failure, Storage};
 use crate::cache::{
-    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, PassThrough, Purpose,
+    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, PassThrough, Purpose, Why,
 };
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
@@ -63,7 +63,7 @@ impl BlobRequest {
                 .header("Location", location)
                 .header("Docker-Content-Digest", self.digest.to_string())
                 .header("Cache-Control", "no-store");
-            return self.call.finish(reply, How::Hit, Storage::Stored);
+            return self.call.finish(reply, How::Hit, None, Storage::Stored);
         }
         let body = |range| Body::File { file: blob.file, range };
         self.reply(request, How::Hit, blob.size, body)
@@ -122,7 +122,12 @@ impl BlobRequest {
             Method::Head => Storage::NotStored,
             _ => Storage::Stored,
         };
-        self.call.finish(reply, how, storage)
+        let why = match how {
+            How::Hit => None,
+            How::Bypass => Some(Why::Disk),
+            _ => Some(Why::NotCached),
+        };
+        self.call.finish(reply, how, why, storage)
     }
 }
 

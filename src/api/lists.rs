@@ -18,7 +18,7 @@ pub(super) fn answer(
     if let ListQuestion::Tags { query } = &question
         && TagQuery::parse(query).is_for_none()
     {
-        return Step::Reply(call.finish(no_tags(name), How::Hit, Storage::NotStored));
+        return Step::Reply(call.finish(no_tags(name), How::Hit, None, Storage::NotStored));
     }
     let kind = match &question {
         ListQuestion::Tags { .. } => Kind::Tags,
@@ -67,7 +67,7 @@ fn reply(
     if let Some(filters) = answer.filters_applied {
         reply = reply.header("OCI-Filters-Applied", filters);
     }
-    call.finish(reply, answer.how, Storage::NotStored)
+    call.finish(reply, answer.how, answer.why, Storage::NotStored)
 }
 
 /// A relative link to the next page, with the namespace of this request: clients refuse links to other hosts.

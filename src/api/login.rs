@@ -28,18 +28,27 @@ pub(super) fn answer(
         return Step::Reply(status::login("this registry requires a user and a password"));
     };
     match users.check(request.client_address(), &user, &password) {
-        Verdict::Known(verdict) => admit(handlers, verdict, request, context),
+        Verdict::Known(verdict) => admit(handlers, &user, verdict, request, context),
         Verdict::Wait(check) => {
             let deadline = context.now() + PATIENCE;
-            let login = Login { handlers: Arc::clone(handlers), check, deadline };
+            let login = Login { handlers: Arc::clone(handlers), user, check, deadline };
             Box::new(login).resume(request, context)
         }
     }
 }
 
-fn admit(handlers: &Handlers, verdict: bool, request: &Request, context: &Context<'_>) -> Step {
+fn admit(
+    handlers: &Handlers,
+    user: &str,
+    verdict: bool,
+    request: &Request,
+    context: &Context<'_>,
+) -> Step {
     match verdict {
-        true => handlers.answer(request, context),
+        true => {
+            request.set_user(user);
+            handlers.answer(request, context)
+        }
         false => Step::Reply(status::login("the user or the password is wrong")),
     }
 }
@@ -47,6 +56,7 @@ fn admit(handlers: &Handlers, verdict: bool, request: &Request, context: &Contex
 /// A request that waits for its password to be checked.
 struct Login {
     handlers: Arc<Handlers>,
+    user: String,
     check: CheckWait,
     deadline: Instant,
 }
@@ -54,7 +64,9 @@ struct Login {
 impl Pending for Login {
     fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
         match self.check.poll(context.waker()) {
-            Poll::Ready(Ok(verdict)) => admit(&self.handlers, verdict, request, context),
+            Poll::Ready(Ok(verdict)) => {
+                admit(&self.handlers, &self.user, verdict, request, context)
+            }
             Poll::Ready(Err(_)) => Step::Reply(status::login_busy()),
             Poll::Pending if context.now() < self.deadline => Step::Wait(self),
             Poll::Pending => {

@@ -84,8 +84,8 @@ fn head(
             }
             let full = Reply::new(200, Body::Length(*size));
             let reply = describe(full, request, digest, media_type);
-            let reply = date(call, reply, reference, answer.checked);
-            call.finish(reply, answer.how, Storage::NotStored)
+            let reply = of_tag(call, reply, reference, digest, answer.checked);
+            call.finish(reply, answer.how, answer.why, Storage::NotStored)
         }
         Err(error) => call.fail(&Failure::Manifest(error)),
     }
@@ -117,11 +117,19 @@ fn describe(full: Reply, request: &Request, digest: &Digest, media_type: &MediaT
 }
 
 /// Adds how long ago the registry confirmed a tag (`Age`, RFC 9111, section 5.1), so that a Larder that asks this one does
-/// not trust it for longer.
-fn date(call: &Call, reply: Reply, reference: &Reference, checked: SystemTime) -> Reply {
+/// not trust it for longer; and for the access log, what the tag leads to.
+fn of_tag(
+    call: &Call,
+    reply: Reply,
+    reference: &Reference,
+    digest: &Digest,
+    checked: SystemTime,
+) -> Reply {
     let age = call.cache.now().duration_since(checked).unwrap_or_default();
     match reference {
-        Reference::Tag(_) => reply.header("Age", age.as_secs().to_string()),
+        Reference::Tag(_) => {
+            reply.header("Age", age.as_secs().to_string()).note("digest", digest.to_string())
+        }
         Reference::Digest(_) => reply,
     }
 }
@@ -145,6 +153,6 @@ fn reply(
     }
     let full = Reply::new(200, body(&answer));
     let reply = describe(full, request, answer.digest(), answer.media_type());
-    let reply = date(call, reply, reference, answer.checked);
-    call.finish(reply, answer.how, Storage::Stored)
+    let reply = of_tag(call, reply, reference, answer.digest(), answer.checked);
+    call.finish(reply, answer.how, answer.why, Storage::Stored)
 }

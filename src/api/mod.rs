@@ -25,10 +25,9 @@ mod waiting;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::cache::{Cache, How};
+use crate::cache::{Cache, How, Why};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::introduction;
-use crate::oci::Upstream;
 use crate::users::Users;
 use crate::via::{self, Loop, Via};
 
@@ -202,26 +201,36 @@ struct Call {
 }
 
 impl Call {
-    /// Counts the response and adds the headers of every response about an upstream.
-    fn finish(&self, reply: Reply, how: How, storage: Storage) -> Reply {
+    /// Counts the response and adds the headers of every response about an upstream. `why`: why it is not a plain hit.
+    fn finish(&self, reply: Reply, how: How, why: Option<Why>, storage: Storage) -> Reply {
         let upstream = self.addressing.upstream.as_str();
         self.cache.metrics().answered(self.kind, how.as_str(), upstream);
         let reply = match how {
             How::Stale => reply.header("Warning", "110 - \"Response is Stale\""),
             _ => reply,
         };
-        self.confirm_namespace(reply)
+        let reply = self
+            .confirm_namespace(reply)
             .header("Cache-Status", cache_status(how, storage))
             .header("Via", via::of_response())
-            .header(API_VERSION.0, API_VERSION.1)
-            .note(note(how, &self.addressing.upstream))
+            .header(API_VERSION.0, API_VERSION.1);
+        self.note(reply, how.as_str(), why)
     }
 
     /// The response for a failure.
     fn fail(&self, failure: &Failure) -> Reply {
-        let upstream = &self.addressing.upstream;
-        self.confirm_namespace(status::reply(failure))
-            .note(format!("cache=none upstream={upstream}"))
+        let reply = self.confirm_namespace(status::reply(failure));
+        self.note(reply, "none", Some(failure.error().into()))
+    }
+
+    /// Adds the fields about the cache in the access log.
+    fn note(&self, reply: Reply, how: &'static str, why: Option<Why>) -> Reply {
+        let reply = reply.note("cache", how);
+        let reply = match why {
+            Some(why) => reply.note("reason", why.as_str()),
+            None => reply,
+        };
+        reply.note("upstream", self.addressing.upstream.as_str().to_owned())
     }
 
     /// Confirms the client's namespace: distribution-spec, "Registry Proxying".
@@ -254,11 +263,6 @@ fn cache_status(how: How, storage: Storage) -> &'static str {
         How::Stale => "larder; hit; detail=stale",
         How::Bypass => "larder; fwd=miss; detail=not-cached",
     }
-}
-
-/// The fields about the cache in the access log.
-fn note(how: How, upstream: &Upstream) -> String {
-    format!("cache={} upstream={upstream}", how.as_str())
 }
 
 /// Adds what this Larder tells its peers about itself, if one of them asks.

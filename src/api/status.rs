@@ -35,7 +35,8 @@ const TEXT_CHARS_MAX: usize = 1000;
 type Verdict = (u16, ErrorCode, Option<u64>);
 
 impl Failure {
-    fn error(&self) -> &CacheError {
+    /// The error of the cache.
+    pub(super) fn error(&self) -> &CacheError {
         let (Failure::Manifest(error)
         | Failure::Blob(error)
         | Failure::Tags(error)

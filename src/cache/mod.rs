@@ -26,6 +26,7 @@ mod counted;
 mod error;
 mod eviction;
 mod freshness;
+mod how;
 mod lists;
 mod maintenance;
 mod manifests;
@@ -58,6 +59,7 @@ pub use bucket_sweep::{
 pub use completion::CompletionThread;
 pub use error::{CacheError, Reason};
 pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
+pub use how::{How, Why};
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use maintenance::{
     IndexWriter, Maintenance, MaintenanceThread, Pace, ScrubPolicy, ScrubReport, Scrubber,
@@ -144,34 +146,6 @@ impl Default for Settings {
 
 /// The source of the current time. An argument, so that tests control it.
 pub type Clock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
-
-/// Where a response came from: the field `cache=` of the access log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
-    /// The store, with or without a confirmation by the registry.
-    Hit,
-    /// A download that another request started.
-    Join,
-    /// A download that this request started.
-    Miss,
-    /// The store, although a confirmation was due: the registry was unreachable or refused the request.
-    Stale,
-    /// The registry, because the content could not be stored.
-    Bypass,
-}
-
-impl How {
-    /// The value in the access log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            How::Hit => "hit",
-            How::Join => "join",
-            How::Miss => "miss",
-            How::Stale => "stale",
-            How::Bypass => "bypass",
-        }
-    }
-}
 
 /// The cache. Cloning shares it.
 #[derive(Clone)]

@@ -21,7 +21,7 @@ use crate::units::{plural, size};
 /// # Errors
 /// [`CommandError`] for an invalid command line, for incomplete images, and for I/O errors.
 pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandError> {
-    logging::start(settings.log_level, settings.log_file.as_deref())?;
+    logging::start(settings.log_level, settings)?;
     let place = bucket::Place::parse(&typed.output).transpose()?;
     if place.is_some() {
         refuse_for_bucket(typed)?;

@@ -16,7 +16,7 @@ use crate::units::plural;
 /// # Errors
 /// [`CommandError`] for an invalid command line, for I/O errors, and if an image was not imported.
 pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandError> {
-    logging::start(settings.log_level, settings.log_file.as_deref())?;
+    logging::start(settings.log_level, settings)?;
     let name = name(typed)?;
     if typed.paths.is_empty() {
         let text = "import: name the bundles: files, directories, or - for standard input";

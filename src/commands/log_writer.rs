@@ -1,10 +1,8 @@
 //! Writes log lines on a separate thread, so that a slow reader of the log does not delay the server.
 //!
 //! Lines wait in a bounded queue. When it is full, lines are dropped and counted, and a line with the number
-//! of lost lines precedes the next line that is written. Every log text passes [`text`] first: whatever it
-//! quotes, the result is a single line of limited length without control characters.
+//! of lost lines precedes the next line that is written.
 
-use std::fmt;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,80 +10,54 @@ use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use log::{Level, Record};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
-use crate::oci::quoted_up_to;
+use super::log_format;
+use crate::config::LogFormat;
 
 /// The maximum number of lines in the queue: a few MiB at most, and enough for a burst of requests on a busy
 /// server.
 const QUEUE_MAX: usize = 1024;
-/// The maximum length of a line's text, in characters. An access log line quotes two texts of a client with up
-/// to 512 characters each.
-const TEXT_CHARS_MAX: usize = 2048;
-/// How long [`LineQueueHandle::flush`] waits for the reader of the log.
+/// How long [`LineQueue::flush`] waits for the reader of the log.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 enum Message {
-    Line(Vec<u8>),
+    Line(String),
     /// Requests an answer when all lines before it have been written.
     Flush(Sender<()>),
 }
 
-/// Accepts lines without blocking. A line that is written in pieces is queued when it is complete.
-pub(super) struct LineQueue {
-    unfinished: Vec<u8>,
-    handle: LineQueueHandle,
-}
-
-/// Waits until lines have been written; usable from any thread.
+/// Accepts lines without blocking, and waits until they are written; usable from any thread.
 #[derive(Clone)]
-pub(super) struct LineQueueHandle {
+pub(super) struct LineQueue {
     queue: Sender<Message>,
     lost: Arc<AtomicU64>,
 }
 
 impl LineQueue {
-    /// Starts the thread that writes to `out`.
+    /// Starts the thread that writes to `out`. Each line is one call, so that lines of several processes do not
+    /// interleave in the same file. `format` is that of the line about lost lines.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub(super) fn start(out: Box<dyn Write + Send>) -> io::Result<LineQueue> {
+    pub(super) fn start(out: Box<dyn Write + Send>, format: LogFormat) -> io::Result<LineQueue> {
         let (queue, messages) = bounded(QUEUE_MAX);
         let lost = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&lost);
         thread::Builder::new()
             .name("log".into())
-            .spawn(move || write_all(out, &messages, &counter))?;
-        Ok(LineQueue { unfinished: Vec::new(), handle: LineQueueHandle { queue, lost } })
+            .spawn(move || write_all(out, &messages, &counter, format))?;
+        Ok(LineQueue { queue, lost })
     }
 
-    pub(super) fn handle(&self) -> LineQueueHandle {
-        self.handle.clone()
-    }
-}
-
-impl Write for LineQueue {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
-            self.unfinished.extend_from_slice(piece);
-            if piece.ends_with(b"\n") {
-                let line = std::mem::take(&mut self.unfinished);
-                if self.handle.queue.try_send(Message::Line(line)).is_err() {
-                    self.handle.lost.fetch_add(1, Ordering::Relaxed);
-                }
-            }
+    /// Queues a complete line, or counts it as lost if the queue is full.
+    pub(super) fn send(&self, line: String) {
+        if self.queue.try_send(Message::Line(line)).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(bytes.len())
     }
 
-    /// Does nothing, because it would have to wait for the reader. See [`LineQueueHandle::flush`].
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl LineQueueHandle {
     /// Waits until all lines so far have been written, for at most [`FLUSH_TIMEOUT`] twice.
     pub(super) fn flush(&self) {
         let (done, is_done) = bounded(1);
@@ -96,16 +68,21 @@ impl LineQueueHandle {
     }
 }
 
-fn write_all(mut out: Box<dyn Write + Send>, messages: &Receiver<Message>, lost: &AtomicU64) {
+fn write_all(
+    mut out: Box<dyn Write + Send>,
+    messages: &Receiver<Message>,
+    lost: &AtomicU64,
+    format: LogFormat,
+) {
     for message in messages {
         let count = lost.swap(0, Ordering::Relaxed);
         // If the log cannot be written, there is no other place to report that.
         if count > 0 {
-            let _ = out.write_all(lost_line(count).as_bytes());
+            let _ = out.write_all(lost_line(count, format).as_bytes());
         }
         match message {
             Message::Line(line) => {
-                let _ = out.write_all(&line);
+                let _ = out.write_all(line.as_bytes());
             }
             Message::Flush(done) => {
                 let _ = out.flush();
@@ -116,15 +93,17 @@ fn write_all(mut out: Box<dyn Write + Send>, messages: &Receiver<Message>, lost:
 }
 
 /// The line that reports lost lines, in the format of all other lines.
-fn lost_line(count: u64) -> String {
-    let now = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+fn lost_line(count: u64, format: LogFormat) -> String {
     let lines = if count == 1 { "line was" } else { "lines were" };
-    format!("{now} [WARN] {count} log {lines} lost because the reader of the log is slow\n")
-}
-
-/// The text of a log line. Formatting stops when the maximum length is reached.
-pub(super) fn text(arguments: &fmt::Arguments<'_>) -> String {
-    quoted_up_to(TEXT_CHARS_MAX, arguments)
+    let mut record = Record::builder();
+    record.level(Level::Warn).target(module_path!());
+    log_format::line(
+        format,
+        OffsetDateTime::now_utc(),
+        &record
+            .args(format_args!("{count} log {lines} lost because the reader of the log is slow"))
+            .build(),
+    )
 }
 
 #[cfg(test)]
@@ -160,23 +139,22 @@ mod tests {
         let ((entered, has_entered), (permit, permits)) = (channel(), channel());
         let taken = Arc::<Mutex<Vec<u8>>>::default();
         let reader = Slow { entered, permits, taken: Arc::clone(&taken) };
-        let mut queue = LineQueue::start(Box::new(reader)).unwrap();
-        let handle = queue.handle();
+        let queue = LineQueue::start(Box::new(reader), LogFormat::Text).unwrap();
         // The reader blocks with the first line, and the queue fills up.
-        writeln!(queue, "line 0").unwrap();
+        queue.send("line 0\n".into());
         has_entered.recv().unwrap();
         for number in 1..=QUEUE_MAX + 7 {
-            writeln!(queue, "line {number}").unwrap();
+            queue.send(format!("line {number}\n"));
         }
         drop(permit);
-        handle.flush();
+        queue.flush();
         let text = String::from_utf8(taken.lock().unwrap().clone()).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 1 + QUEUE_MAX + 1);
         assert_eq!((lines[0], lines[2]), ("line 0", "line 1"));
         assert!(
             lines[1]
-                .ends_with("[WARN] 7 log lines were lost because the reader of the log is slow"),
+                .ends_with(" WARN  7 log lines were lost because the reader of the log is slow"),
             "{}",
             lines[1]
         );
@@ -184,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn complete_lines_are_written_in_order_before_a_flush_returns() {
+    fn lines_are_written_in_order_and_each_by_one_call_before_a_flush_returns() {
         #[derive(Clone, Default)]
         struct Calls(Arc<Mutex<Vec<String>>>);
         impl Write for Calls {
@@ -197,37 +175,11 @@ mod tests {
             }
         }
         let calls = Calls::default();
-        let mut queue = LineQueue::start(Box::new(calls.clone())).unwrap();
-        for piece in ["a", "b", "\nc\nd", "\n"] {
-            queue.write_all(piece.as_bytes()).unwrap();
+        let queue = LineQueue::start(Box::new(calls.clone()), LogFormat::Text).unwrap();
+        for line in ["a\n", "b\n", "c\n"] {
+            queue.send(line.into());
         }
-        queue.handle().flush();
-        assert_eq!(*calls.0.lock().unwrap(), ["ab\n", "c\n", "d\n"]);
-    }
-
-    #[test]
-    fn texts_are_bounded_and_on_one_line() {
-        assert_eq!(text(&format_args!("a {} é", 1)), "a 1 é");
-        assert_eq!(
-            text(&format_args!("a\nb{}", "\u{1b}[31m\u{202e}")),
-            "a\\nb\\u{1b}[31m\\u{202e}"
-        );
-        for long in ["x".repeat(4_000_000), "é".repeat(9_000), "\0".repeat(9_000)] {
-            let line = text(&format_args!("{long}{long}"));
-            assert!(line.len() <= 4 * TEXT_CHARS_MAX && line.ends_with('…'), "{}", line.len());
-        }
-    }
-
-    #[test]
-    fn formatting_stops_when_the_line_is_full() {
-        struct Endless;
-        impl fmt::Display for Endless {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                loop {
-                    f.write_str("again and ")?;
-                }
-            }
-        }
-        assert!(text(&format_args!("{Endless}")).starts_with("again and again"));
+        queue.flush();
+        assert_eq!(*calls.0.lock().unwrap(), ["a\n", "b\n", "c\n"]);
     }
 }

@@ -5,36 +5,36 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 
-use log::{Log, Metadata, Record};
-use simplelog::{Config, ConfigBuilder, LevelFilter, WriteLogger};
+use log::{LevelFilter, Log, Metadata, Record};
+use time::OffsetDateTime;
 
 use super::CommandError;
-use super::log_writer::{self, LineQueue, LineQueueHandle};
-use crate::config::LogLevel;
+use super::log_format;
+use super::log_writer::LineQueue;
+use crate::config::{LogFormat, LogLevel, Settings};
 
-/// Starts logging to a file or to standard error.
+/// These crates, and those whose names begin with theirs, log complete URLs, which may contain signatures.
+const IGNORED_CRATES: [&str; 2] = ["ureq", "rustls"];
+
+/// Starts logging to a file or to standard error, at this level.
 ///
 /// # Errors
 /// If the file cannot be opened for appending.
-pub(super) fn start(level: LogLevel, file: Option<&Path>) -> Result<(), CommandError> {
-    let out: Box<dyn Write + Send> = match file {
+pub(super) fn start(level: LogLevel, settings: &Settings) -> Result<(), CommandError> {
+    let out: Box<dyn Write + Send> = match &settings.log_file {
         None => Box::new(io::stderr()),
         Some(path) => {
             let failed = |source| CommandError::LogFile { path: path.to_owned(), source };
             Box::new(open(path).map_err(failed)?)
         }
     };
-    // The formatter writes a line in pieces. The queue writes it with one system call, so that lines of
-    // several processes do not interleave in the same file.
-    let queue = LineQueue::start(out)
+    let format = settings.log_format;
+    let queue = LineQueue::start(out, format)
         .map_err(|source| CommandError::System { doing: "start logging", source })?;
-    let handle = queue.handle();
-    // The formatter accepts every level, because the level in effect may change and is checked before.
-    let formatter = WriteLogger::new(LevelFilter::Debug, format(), queue);
-    let started = log::set_boxed_logger(Box::new(Logger { formatter, queue: handle.clone() }));
+    let started = log::set_boxed_logger(Box::new(Logger { format, queue: queue.clone() }));
     set_level(level);
     match started {
-        Ok(()) => flush_before_panics(handle),
+        Ok(()) => flush_before_panics(queue),
         Err(_) => log::warn!("logging is already started; the new settings are ignored"),
     }
     Ok(())
@@ -46,7 +46,7 @@ pub(super) fn flush() {
 }
 
 /// Writes the log lines that led to a panic before the message of the panic.
-fn flush_before_panics(queue: LineQueueHandle) {
+fn flush_before_panics(queue: LineQueue) {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         queue.flush();
@@ -54,29 +54,21 @@ fn flush_before_panics(queue: LineQueueHandle) {
     }));
 }
 
-/// Every log line passes through this logger, which makes its text bounded and printable.
 struct Logger {
-    formatter: Box<WriteLogger<LineQueue>>,
-    queue: LineQueueHandle,
+    format: LogFormat,
+    queue: LineQueue,
 }
 
 impl Log for Logger {
+    /// The level was checked before: it may change, and the `log` crate knows it.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.formatter.enabled(metadata)
+        !IGNORED_CRATES.iter().any(|name| metadata.target().starts_with(name))
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
-            return;
+        if self.enabled(record.metadata()) {
+            self.queue.send(log_format::line(self.format, OffsetDateTime::now_utc(), record));
         }
-        let text = log_writer::text(record.args());
-        self.formatter.log(
-            &Record::builder()
-                .metadata(record.metadata().clone())
-                .args(format_args!("{text}"))
-                .module_path(record.module_path())
-                .build(),
-        );
     }
 
     fn flush(&self) {
@@ -115,18 +107,6 @@ fn filter(level: LogLevel) -> LevelFilter {
         LogLevel::Warn => LevelFilter::Warn,
         LogLevel::Error => LevelFilter::Error,
     }
-}
-
-fn format() -> Config {
-    ConfigBuilder::new()
-        .set_time_format_rfc3339()
-        .set_target_level(LevelFilter::Off)
-        .set_thread_level(LevelFilter::Off)
-        .set_location_level(LevelFilter::Off)
-        // These crates log complete URLs, which may contain signatures.
-        .add_filter_ignore_str("ureq")
-        .add_filter_ignore_str("rustls")
-        .build()
 }
 
 #[cfg(test)]

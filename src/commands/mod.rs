@@ -8,6 +8,7 @@ mod hosts_toml;
 mod import;
 mod list;
 mod load;
+mod log_format;
 mod log_writer;
 mod logging;
 mod management_client;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use crate::bundle::BundleError;
 use crate::certificates::CertificateError;
 use crate::cli::{Arguments, Command, Config, ConfigAction};
-use crate::config::{self, ConfigError, LogLevel, Overrides};
+use crate::config::{self, ConfigError, LogFormat, LogLevel, Overrides};
 use crate::http::{ServerError, ServerTlsError};
 use crate::oci::{NameError, Upstream};
 use crate::prune::PruneError;
@@ -120,10 +121,12 @@ fn note(line: &dyn fmt::Display) {
 
 fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
     let level = arguments.log_level.as_deref().map(str::parse::<LogLevel>).transpose();
+    let format = arguments.log_format.as_deref().map(str::parse::<LogFormat>).transpose();
     let common = Overrides {
         config_file: arguments.config_file.clone(),
         image_path: arguments.image_path.clone(),
         log_level: level.map_err(|error| CommandError::usage("--log-level", &error))?,
+        log_format: format.map_err(|error| CommandError::usage("--log-format", &error))?,
         log_file: arguments.log_file.clone(),
         ..Overrides::default()
     };

@@ -17,7 +17,7 @@ use crate::units::{plural, size};
 /// # Errors
 /// [`CommandError`] for an invalid command line, for unreadable pins, and for I/O errors.
 pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), CommandError> {
-    logging::start(settings.log_level.at_least_warn(), settings.log_file.as_deref())?;
+    logging::start(settings.log_level.at_least_warn(), settings)?;
     if command.bucket {
         return prune_bucket(settings, command);
     }

@@ -1,13 +1,14 @@
 //! `larder serve`: assembles the server from its modules.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use log::kv::Value;
+use log::{Level, Record};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -58,8 +59,9 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let signals = Signals::new([SIGHUP]).map_err(unwatched)?;
     let file = overrides.config_file.clone().and_then(ConfigFile::about_to_be_read);
     let settings = config::load(overrides.clone())?;
-    logging::start(settings.log_level, settings.log_file.as_deref())?;
+    logging::start(settings.log_level, &settings)?;
     reload::check(&settings)?;
+    banner(&settings);
     reload::warn_of(&settings);
     let preload = settings.preload_images.as_deref();
     let preload = preload.map(|path| load::read_list(path, &settings.naming)).transpose()?;
@@ -106,7 +108,10 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let (hangups, received_hangups) = sync_channel(1);
     Reloader::new(overrides, file, settings.clone(), running).start(received_hangups)?;
     handle_signals(signals, server.controller(), settings.http.drain, hangups)?;
-    banner(&settings, server.address());
+    if !settings.cache.air_gapped {
+        proxies(&settings.upstream.proxies);
+    }
+    log::info!("listening on {}", server.address());
     if settings.resume_on_start {
         cache.resume_downloads();
     }
@@ -370,32 +375,48 @@ fn affordable(wanted: usize) -> usize {
     granted
 }
 
-/// Logs the version and the most important settings.
-fn banner(settings: &Settings, address: SocketAddr) {
+/// Logs the version and the most important settings, as the first line.
+fn banner(settings: &Settings) {
+    if !log::log_enabled!(Level::Info) {
+        return;
+    }
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
-    log::info!(
-        "larder {} pid={} uid:gid={}:{} tls={}",
-        env!("CARGO_PKG_VERSION"),
-        std::process::id(),
-        user.as_raw(),
-        group.as_raw(),
-        tls(settings)
+    let (directory, listen) = (settings.store.root.display(), settings.listen);
+    let mut fields: Vec<(&str, Value<'_>)> = vec![
+        ("pid", std::process::id().into()),
+        ("uid", user.as_raw().into()),
+        ("gid", group.as_raw().into()),
+        ("directory", Value::from_display(&directory)),
+        ("listen", Value::from_display(&listen)),
+        ("tls", tls(settings).into()),
+    ];
+    for listener in &settings.management.listeners {
+        let address = Value::from_display(&listener.address);
+        match listener.scope {
+            Scope::Everything => fields.push(("management", address)),
+            Scope::Health => fields.push(("health", address)),
+            Scope::Metrics => fields.push(("metrics", address)),
+            Scope::HealthAndMetrics => {
+                fields.extend([("health", address.clone()), ("metrics", address)]);
+            }
+        }
+    }
+    // Without it, requests must name the registry with ?ns= or in the path.
+    if let Some(upstream) = &settings.naming.default_upstream {
+        fields.push(("default_registry", upstream.as_str().into()));
+    }
+    fields.push(("air_gapped", settings.cache.air_gapped.into()));
+    let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+    let command = words.collect::<Vec<String>>().join(" ");
+    fields.push(("command", command.as_str().into()));
+    log::logger().log(
+        &Record::builder()
+            .level(Level::Info)
+            .target(module_path!())
+            .args(format_args!("larder {}", env!("CARGO_PKG_VERSION")))
+            .key_values(&fields)
+            .build(),
     );
-    let line: Vec<String> =
-        std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-    log::info!("command line: {}", line.join(" "));
-    log::info!("cache directory: {}", settings.store.root.display());
-    match &settings.naming.default_upstream {
-        Some(upstream) => log::info!("default registry: {upstream}"),
-        None => log::info!(
-            "no default registry (defaultNs): requests must name the registry with ?ns= or in the path"
-        ),
-    }
-    match settings.cache.air_gapped {
-        true => log::info!("air-gapped: registries are never contacted"),
-        false => proxies(&settings.upstream.proxies),
-    }
-    log::info!("listening on {address}");
 }
 
 /// The TLS mode of the server.

@@ -16,8 +16,8 @@ use super::keys::{Applies, Comparison, Section, Value, section};
 use super::keys::{Key, Map, Shape};
 use super::object_store::ObjectStoreEntry;
 use super::value::{
-    EndpointUrl, FreeSpaceText, Hidden, Integer, LogLevel, PlatformText, Rate, Size, Span, Text,
-    TtlText,
+    EndpointUrl, FreeSpaceText, Hidden, Integer, LogFormat, LogLevel, PlatformText, Rate, Size,
+    Span, Text, TtlText,
 };
 use crate::api::HostName;
 use crate::cache::{self, TAG_TTL};
@@ -55,6 +55,8 @@ section! {
         Restart "imagePath" image_path: PathBuf = IMAGE_PATH.into(), flag "--image-path";
         /// `debug`, `info`, `warn` or `error`. At `info`, each request is one line.
         AtOnce "logLevel" log_level: Text<LogLevel> = Text(LogLevel::Info), flag "--log-level";
+        /// `text` for people, or `json`: one object per line. [docs/log.md](log.md) has all fields.
+        Restart "logFormat" log_format: Text<LogFormat> = Text(LogFormat::Text), flag "--log-format";
         /// Append the log to this file.
         Restart "logFile" log_file: Option<PathBuf> = None, flag "--log-file", default "standard error";
         /// The port to listen on; 0 picks a free port and prints it.

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use super::parse::parse;
-use super::value::{EndpointUrl, FreeSpaceText, LogLevel, PlatformText, Rate, Size, Span, TtlText};
+use super::value::{
+    EndpointUrl, FreeSpaceText, LogFormat, LogLevel, PlatformText, Rate, Size, Span, TtlText,
+};
 use super::{Differences, Overrides, Settings, build};
 use crate::api::HostName;
 use crate::prune::{parse_duration, parse_since, timestamp};
@@ -48,6 +50,7 @@ pub(crate) fn values(data: &[u8]) {
     round_trip::<TtlText>(text);
     round_trip::<PlatformText>(text);
     round_trip::<LogLevel>(text);
+    round_trip::<LogFormat>(text);
     round_trip::<HostName>(text);
     if let Some(endpoint) = round_trip::<EndpointUrl>(text) {
         let url = endpoint.to_string();

@@ -58,7 +58,7 @@ pub use error::ConfigError;
 pub use object_store::{TierSettings, prefix as bucket_prefix};
 pub use overrides::Overrides;
 pub use suggestion::closest;
-pub use value::{LogLevel, ParseValueError};
+pub use value::{LogFormat, LogLevel, ParseValueError};
 
 use file::{DrainName, File, OnHead, RegistryEntry, Unlisted};
 use keys::{Applies, Section};
@@ -78,6 +78,8 @@ pub fn parse_rate(text: &str) -> Result<NonZeroU64, ParseValueError> {
 pub struct Settings {
     /// What is logged.
     pub log_level: LogLevel,
+    /// How log lines are formatted.
+    pub log_format: LogFormat,
     /// The log file; standard error if `None`.
     pub log_file: Option<PathBuf>,
     /// Where to listen.
@@ -209,6 +211,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
     let listen = SocketAddr::new(file.host.0, file.port.0);
     Ok(Settings {
         log_level: file.log_level.0,
+        log_format: file.log_format.0,
         log_file: file.log_file.clone(),
         listen,
         management: maintenance::management(&file, listen)?,

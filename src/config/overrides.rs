@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::file::File;
-use super::value::{Integer, LogLevel, Text};
+use super::value::{Integer, LogFormat, LogLevel, Text};
 use crate::oci::Upstream;
 
 /// The flags that were given.
@@ -16,6 +16,8 @@ pub struct Overrides {
     pub image_path: Option<PathBuf>,
     /// `--log-level`.
     pub log_level: Option<LogLevel>,
+    /// `--log-format`.
+    pub log_format: Option<LogFormat>,
     /// `--log-file`.
     pub log_file: Option<PathBuf>,
     /// `--port`.
@@ -51,6 +53,7 @@ impl Overrides {
         let milliseconds = |number| Integer(u32::try_from(number).unwrap_or(u32::MAX));
         set(&mut file.image_path, self.image_path);
         set(&mut file.log_level, self.log_level.map(Text));
+        set(&mut file.log_format, self.log_format.map(Text));
         set(&mut file.log_file, self.log_file.map(Some));
         set(&mut file.port, self.port.map(Integer));
         set(&mut file.host, self.host.map(Text));

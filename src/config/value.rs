@@ -182,6 +182,39 @@ impl FromStr for LogLevel {
     }
 }
 
+/// How log lines are formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people: a message, then `key=value`.
+    Text,
+    /// For programs: a JSON object per line.
+    Json,
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        })
+    }
+}
+
+impl FromStr for LogFormat {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<LogFormat, ParseValueError> {
+        match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => {
+                let choices = one_of(text, &["text", "json"]);
+                Err(ParseValueError(format!("unknown log format {choices}")))
+            }
+        }
+    }
+}
+
 /// A duration with its unit, e.g. `1h30m`, `5m`, `250ms`, or `0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);

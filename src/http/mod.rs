@@ -19,6 +19,8 @@ mod limits;
 mod tail;
 
 mod reply;
+mod request_id;
+
 mod request;
 
 mod handler;
@@ -52,8 +54,9 @@ mod tests;
 pub use handler::{Context, Handler, Pending, Step};
 pub use limits::{Drain, Settings};
 pub use render::SERVER_NAME;
-pub use reply::{Body, BodyFile, CLIENT_CLOSED_REQUEST, Ending, Outcome, Reply};
+pub use reply::{Body, BodyFile, CLIENT_CLOSED_REQUEST, Ending, Note, Outcome, Reply};
 pub use request::{Method, Request, Version};
+pub use request_id::RequestId;
 pub use server::{Controller, DrainReport, Server, ServerError};
 pub use tail::{Available, Tail};
 pub use tls::{ClientAuth, ServerTls, ServerTlsError, ServerTlsSettings};

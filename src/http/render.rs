@@ -3,6 +3,7 @@
 //! This module must not know bodies or sockets. Whatever a handler puts into a header, it stays on one line.
 
 use super::reply::Reply;
+use super::request_id::{self, RequestId};
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 use time::OffsetDateTime;
@@ -18,13 +19,14 @@ const IMF_FIXDATE: &[BorrowedFormatItem<'_>] = format_description!(
 );
 
 /// Headers that only the server may set, because their values must be correct.
-const SERVER_HEADERS: [&str; 6] = [
+const SERVER_HEADERS: [&str; 7] = [
     "connection",
     "content-length",
     "date",
     "server",
     "transfer-encoding",
     "x-content-type-options",
+    "x-request-id",
 ];
 
 /// Keeps browsers from treating an answer as a page: its type is the declared one, and it cannot load, run or submit
@@ -51,6 +53,7 @@ pub(super) fn render(
     length: Option<u64>,
     option: ConnectionOption,
     date: &str,
+    id: RequestId<'_>,
 ) {
     out.extend_from_slice(b"HTTP/1.1 ");
     push_number(out, reply.status.into());
@@ -58,6 +61,8 @@ pub(super) fn render(
     out.extend_from_slice(reason(reply.status).as_bytes());
     push_line(out, "Server", SERVER_NAME);
     push_line(out, "Date", date);
+    // Writing to a Vec cannot fail. Ids contain no control characters.
+    let _ = write!(out, "\r\n{}: {id}", request_id::HEADER);
     push_line(out, NO_SNIFFING.0, NO_SNIFFING.1);
     if !reply.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(SANDBOX.0)) {
         push_line(out, SANDBOX.0, SANDBOX.1);
@@ -170,12 +175,20 @@ impl DateCache {
 #[cfg(test)]
 mod tests {
     use super::super::reply::Body;
+    use super::super::request_id::GeneratedId;
     use super::*;
     use std::time::Duration;
 
     fn rendered(reply: &Reply, length: Option<u64>, option: ConnectionOption) -> String {
         let mut out = Vec::new();
-        render(&mut out, reply, length, option, "D");
+        render(
+            &mut out,
+            reply,
+            length,
+            option,
+            "D",
+            RequestId::new(Some("i"), GeneratedId::default()),
+        );
         String::from_utf8(out).unwrap()
     }
 
@@ -184,7 +197,7 @@ mod tests {
         let reply = Reply::new(206, Body::Empty).header("ETag", "\"x\"");
         assert_eq!(
             rendered(&reply, Some(7), ConnectionOption::Close),
-            "HTTP/1.1 206 Partial Content\r\nServer: larder\r\nDate: D\r\n\
+            "HTTP/1.1 206 Partial Content\r\nServer: larder\r\nDate: D\r\nX-Request-Id: i\r\n\
              X-Content-Type-Options: nosniff\r\n\
              Content-Security-Policy: default-src 'none'; sandbox\r\nETag: \"x\"\r\n\
              Content-Length: 7\r\nConnection: close\r\n\r\n"
@@ -204,12 +217,13 @@ mod tests {
             .header("content-length", "1")
             .header("Transfer-Encoding", "chunked")
             .header("X-Content-Type-Options", "none")
+            .header("X-Request-Id", "j")
             .header("Content-Security-Policy", "sandbox")
             .header("Connection", "upgrade");
         let head = rendered(&reply, Some(0), ConnectionOption::Default);
         assert_eq!(
             head,
-            "HTTP/1.1 200 OK\r\nServer: larder\r\nDate: D\r\nX-Content-Type-Options: nosniff\r\n\
+            "HTTP/1.1 200 OK\r\nServer: larder\r\nDate: D\r\nX-Request-Id: i\r\nX-Content-Type-Options: nosniff\r\n\
              Content-Security-Policy: sandbox\r\nContent-Length: 0\r\n\r\n"
         );
     }

@@ -20,9 +20,15 @@ pub struct Reply {
     pub(super) status: u16,
     pub(super) headers: Vec<(&'static str, Cow<'static, str>)>,
     pub(super) body: Body,
-    pub(super) note: Option<String>,
+    pub(super) notes: Vec<Note>,
     pub(super) close: bool,
 }
+
+/// A key and a value for the access log.
+pub type Note = (&'static str, Cow<'static, str>);
+
+/// How many notes a reply has usually: allocated at once.
+const NOTES_USUAL: usize = 4;
 
 /// The longest plain-text answer: it may quote the error of a body's source.
 const PLAIN_CHARS_MAX: usize = 1024;
@@ -33,7 +39,7 @@ impl Reply {
     /// The server adds `Content-Length`, `Date`, `Server` and, where needed, `Connection`. If the handler sets one of
     /// these headers or `Transfer-Encoding`, it is dropped.
     pub fn new(status: u16, body: Body) -> Self {
-        Self { status, headers: Vec::new(), body, note: None, close: false }
+        Self { status, headers: Vec::new(), body, notes: Vec::new(), close: false }
     }
 
     /// A short plain-text answer for people. Control characters become `?`.
@@ -54,10 +60,13 @@ impl Reply {
         self
     }
 
-    /// Adds a text that [`Ending::note`] returns, for the access log.
+    /// Adds a note that [`Ending::notes`] has, for the access log.
     #[must_use]
-    pub fn note(mut self, note: impl Into<String>) -> Self {
-        self.note = Some(note.into());
+    pub fn note(mut self, key: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        if self.notes.capacity() == 0 {
+            self.notes.reserve_exact(NOTES_USUAL);
+        }
+        self.notes.push((key, value.into()));
         self
     }
 
@@ -161,16 +170,19 @@ impl fmt::Debug for Body {
 }
 
 /// How a response ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ending {
     /// The status that was sent, or [`CLIENT_CLOSED_REQUEST`] if none was.
     pub status: u16,
     /// How many bytes of the body were handed to the kernel.
     pub bytes_sent: u64,
+    /// The time from the first byte of the request to the first byte of the response, which the kernel has accepted.
+    /// `None` if no byte was sent.
+    pub first_byte: Option<Duration>,
     /// The time since the first byte of the request.
     pub latency: Duration,
     /// What the handler passed to [`Reply::note`].
-    pub note: Option<String>,
+    pub notes: Vec<Note>,
     /// Whether the client got the complete response, and if not, why.
     pub outcome: Outcome,
 }

@@ -2,8 +2,11 @@
 //!
 //! This module must not know sockets, nor what the path means. `head` fills a request.
 
+use super::request_id::{self, GeneratedId, RequestId};
 use crate::client_address::ClientAddress;
+use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The request methods that handlers distinguish.
@@ -69,6 +72,10 @@ pub struct Request {
     pub(super) expects_continue: bool,
     pub(super) peer: SocketAddr,
     pub(super) began: Instant,
+    /// The id of the request, unless its client has chosen one.
+    pub(super) generated_id: GeneratedId,
+    /// Who sent it, as far as that was verified.
+    pub(super) user: RefCell<Option<Arc<str>>>,
 }
 
 impl Request {
@@ -87,6 +94,8 @@ impl Request {
             expects_continue: false,
             peer,
             began,
+            generated_id: GeneratedId::default(),
+            user: RefCell::default(),
         }
     }
 
@@ -143,6 +152,21 @@ impl Request {
     /// When the first byte of this request was received.
     pub fn began(&self) -> Instant {
         self.began
+    }
+
+    /// The id of this request, which its response has as `X-Request-Id`.
+    pub fn id(&self) -> RequestId<'_> {
+        RequestId::new(self.header(request_id::HEADER), self.generated_id)
+    }
+
+    /// Who sent this request: the user that the handler has verified, or else the subject of the client's certificate.
+    pub fn user(&self) -> Option<Arc<str>> {
+        self.user.borrow().clone()
+    }
+
+    /// Notes the user, whom the handler has verified.
+    pub fn set_user(&self, user: &str) {
+        self.user.replace(Some(user.into()));
     }
 
     pub(super) fn text(&self, span: Span) -> &str {

@@ -9,6 +9,7 @@ use super::memory::ResponseMemory;
 use super::render::DateCache;
 use super::reply::Ending;
 use super::request::Request;
+use super::request_id::RequestIds;
 use super::tls::ServerTls;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,6 +24,7 @@ pub(super) struct Service {
     /// `None` if clients connect without TLS.
     pub(super) tls: Option<Arc<ServerTls>>,
     pub(super) memory: ResponseMemory,
+    pub(super) request_ids: RequestIds,
     cut: AtomicUsize,
     failed_handshakes: AtomicU64,
 }
@@ -35,7 +37,8 @@ impl Service {
     ) -> Self {
         let memory = ResponseMemory::new(settings.response_memory);
         let (cut, failed_handshakes) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { settings, handler, tls, memory, cut, failed_handshakes }
+        let request_ids = RequestIds::new();
+        Self { settings, handler, tls, memory, request_ids, cut, failed_handshakes }
     }
 
     /// Counts a request or response that the drain timeout cut off.

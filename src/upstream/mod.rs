@@ -293,6 +293,8 @@ pub struct BlobBody {
     pub endpoint: usize,
     /// What sends it.
     pub sender: EndpointKind,
+    /// The scheme, host and port of the endpoint, and its path if it has one, for the log.
+    pub url: String,
     /// The offset of the first byte in `reader`.
     pub start: u64,
     /// The offset after its last byte, if the registry sends less than the rest of the blob.

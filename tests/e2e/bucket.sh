@@ -312,7 +312,7 @@ for name in wrong-secret wrong-bucket wrong-port; do
   pull "$name" hello:v1
   is_ready "$name"
 done
-has_logged() { grep -qE -- "\[ERROR\] objectStore: .*$2" "$LOGS/$1.log"; } # NAME REGEX
+has_logged() { grep -qE -- "ERROR objectStore: .*$2" "$LOGS/$1.log"; } # NAME REGEX
 wait_until 20 "what to do about the secret" has_logged wrong-secret 'the secret access key does not belong to the access key id'
 wait_until 20 "what to do about the bucket" has_logged wrong-bucket 'the store has no bucket absent: create it, or correct objectStore.bucket'
 wait_until 20 "what to do about the port" has_logged wrong-port 'onnection refused'

@@ -173,7 +173,7 @@ fn access_log_records_aborted_requests_and_cannot_be_forged() {
     client.reset();
     gate.open();
     let line = server.process.wait_until_it_logs("ended=client-gone");
-    assert!(line.contains("[INFO]") && line.contains(&digest), "{line}");
+    assert!(line.contains(" INFO ") && line.contains(&digest), "{line}");
     let bytes = line.split(" bytes=").nth(1).and_then(|rest| rest.split(' ').next());
     assert!(bytes.is_some_and(|bytes| bytes.parse::<u64>().unwrap() >= 100_000), "{line}");
 

@@ -100,7 +100,7 @@ fn image_is_not_evicted_before_its_upload() {
     let new = &images[3];
     // Its first bytes fit, but nothing may be evicted for the rest.
     new.pull(server.address());
-    let line = server.wait_for_log("[ERROR] not enough");
+    let line = server.wait_for_log(" ERROR not enough");
     assert!(line.contains(", or waits for its upload to the bucket (3 images)"), "{line}");
     assert!(!site.has_all(new));
     assert_eq!(kept(&site, &images), [true, true, true]);
@@ -136,7 +136,7 @@ fn pull_succeeds_without_caching_and_logs_why_when_everything_is_pinned() {
     let new = &images[3];
     // Its first bytes fit, but nothing may be evicted for the rest.
     new.pull(server.address());
-    let message = server.wait_for_log("[ERROR]");
+    let message = server.wait_for_log(" ERROR ");
     for words in [
         "the cache has reached cacheSize",
         "everything else is pinned (3 images)",
@@ -154,7 +154,7 @@ fn pull_succeeds_without_caching_and_logs_why_when_everything_is_pinned() {
     let layer = &images[3].image.layers()[0].digest;
     assert!(!site.has(layer) && files(&site.root().join("partials/docker.io")).is_empty());
     let log = server.log();
-    assert_eq!(log.matches("[ERROR]").count(), 1, "it is logged once in a while: {log}");
+    assert_eq!(log.matches(" ERROR ").count(), 1, "it is logged once in a while: {log}");
 }
 
 #[test]
@@ -220,7 +220,7 @@ fn unreadable_pins_stop_eviction_and_are_reported() {
     let mut server = serve(&site, &format!("{LIMIT}\npinLists: [{}]", list.display()));
     let new = &images[3];
     new.pull(server.address());
-    let message = server.wait_for_log("[ERROR]");
+    let message = server.wait_for_log(" ERROR ");
     assert!(
         message.contains("cannot read the pins in") && message.contains("pins.txt"),
         "{message}"
@@ -239,7 +239,7 @@ fn unreadable_pins_stop_eviction_and_are_reported() {
 fn unattainable_free_space_evicts_old_images_and_pulls_pass_through() {
     let (_registry, site, images) = three_cached();
     let mut server = serve(&site, "freeSpace: 99%");
-    let message = server.wait_for_log("[ERROR]");
+    let message = server.wait_for_log(" ERROR ");
     assert!(message.contains("the disk has no more than freeSpace left"), "{message}");
     passes_through(&server, &images[3]);
     assert_eq!(kept(&site, &images), [false; 3]);

@@ -108,6 +108,8 @@ mod process;
 mod reload;
 // Dashboard, alerts and documentation compared with the metrics.
 mod observability;
+// The formats and fields of the log.
+mod log_formats;
 // Documents compared with the code.
 mod documents;
 // Passwords and tokens from the configuration.

@@ -192,6 +192,6 @@ fn failed_prefetch_is_reported_with_its_reason() {
     assert_eq!(server.call("POST", "prefetch?image=app:2").status, 202);
     server.wait_for_log("prefetching docker.io/library/app:2 for 127.0.0.1");
     let message = server.wait_for_log("prefetch of docker.io/library/app:2: ");
-    assert!(message.contains("[WARN]") && message.contains("no such content"), "{message}");
+    assert!(message.contains(" WARN ") && message.contains("no such content"), "{message}");
     assert_eq!(registry.take_unscripted(), ["GET /v2/library/app/manifests/2"]);
 }

@@ -50,7 +50,7 @@ fn pruned_image_is_fetched_again_and_shared_layers_are_kept() {
     assert_eq!(registry.count("GET", "/v2/library/app/blobs/*"), 2, "its config and its own layer");
     site.wait_for(one);
     let log = server.log();
-    assert!(!log.contains("[ERROR]") && !log.contains("[WARN]"), "{log}");
+    assert!(!log.contains(" ERROR ") && !log.contains(" WARN "), "{log}");
 }
 
 #[test]

@@ -106,7 +106,12 @@ impl Log {
     }
 
     fn line(&mut self, soak: &Soak, line: &str) {
-        let Some((_, text)) = line.split_once("] ") else { return };
+        // The time and the level, which is padded to five characters.
+        let Some((_, text)) = line.split_once(' ').and_then(|(_, rest)| rest.split_once(' '))
+        else {
+            return;
+        };
+        let text = text.trim_start();
         match access(text) {
             Some((route, status, bytes, how)) => {
                 *self.requests.entry(format!("{route} {status}")).or_default() += 1;
@@ -126,7 +131,7 @@ impl Log {
         if FORBIDDEN.iter().any(|word| line.contains(word)) {
             return soak.finding("log", line, "");
         }
-        if !line.contains("[ERROR]") {
+        if !line.contains(" ERROR ") {
             return;
         }
         match EXPLAINED_ERRORS.iter().find(|(text, _)| line.contains(text)) {

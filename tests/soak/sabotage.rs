@@ -106,10 +106,10 @@ pub fn in_quiet(soak: &Soak, sabotage: Option<Sabotage>) {
         }),
         Some(Sabotage::Pin) => fs::remove_file(&path),
         Some(Sabotage::Log) => log(
-            "2026-01-01T00:00:00Z [INFO] GET:/v2/ status=200 latency=1us host=x ip=127.0.0.1 bytes=2\n",
+            "2026-01-01T00:00:00.000Z INFO  GET:/v2/ status=200 latency=1us host=x ip=127.0.0.1 bytes=2\n",
         ),
         Some(Sabotage::Panic) => {
-            log("2026-01-01T00:00:00Z [ERROR] a fetch panicked; its clients received an error\n")
+            log("2026-01-01T00:00:00.000Z ERROR a fetch panicked; its clients received an error\n")
         }
         Some(Sabotage::Leftover) => fs::write(cache.join("incoming/tmp-1-2-3"), b"left"),
         Some(Sabotage::Connections) => hold(soak),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::BlobCache;
+use super::progress_log::ProgressLog;
 use super::retry::Retries;
 use super::transfer::{Next, Part};
 use crate::cache::CacheError;
@@ -129,6 +130,8 @@ pub(super) struct Download<'a, S> {
     /// The class whose share of fetchers it uses.
     class: Class,
     progress: Progress,
+    /// `None` until a response was received.
+    log: Option<ProgressLog>,
     pub(super) sink: S,
 }
 
@@ -150,6 +153,7 @@ impl<'a, S: Sink> Download<'a, S> {
             senders: Vec::new(),
             class: cache.core.class_of(&name.upstream),
             progress: Progress::new(Instant::now()),
+            log: None,
             sink,
         }
     }
@@ -204,6 +208,20 @@ impl<'a, S: Sink> Download<'a, S> {
         endpoint_failures
     }
 
+    /// Logs the end, with the size of the verified blob in bytes. A complete partial needs no download.
+    pub(super) fn log_finished(&self, size: u64) {
+        if let Some(log) = &self.log {
+            log.finish(self.name, &self.digest, size, self.senders.iter().map(|(_, kind)| *kind));
+        }
+    }
+
+    /// Logs that the download was suspended.
+    pub(super) fn log_suspended(&self) {
+        if let Some(log) = &self.log {
+            log.suspend(self.name, &self.digest, self.sink.bytes_received());
+        }
+    }
+
     /// Whether the bucket sent bytes, and whether nobody else did. An earlier download (not `is_new`) may have got bytes
     /// from elsewhere.
     pub(super) fn bucket_has_sent(&self, is_new: bool) -> (bool, bool) {
@@ -241,6 +259,11 @@ impl<'a, S: Sink> Download<'a, S> {
             let sender = (body.endpoint, body.sender);
             if !self.senders.contains(&sender) {
                 self.senders.push(sender);
+            }
+            if self.log.is_none() {
+                let (size, received) = (body.size.or(self.size), self.sink.bytes_received());
+                let log = ProgressLog::start(self.name, &self.digest, size, received, &body);
+                self.log = Some(log);
             }
             let Err(error) = self.receive_body(part, &mut body, &source) else {
                 match self.sink.has_parts() && self.size.is_some() {

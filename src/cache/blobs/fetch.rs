@@ -18,7 +18,7 @@ use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, Upstream, blob_path};
 use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
-use crate::units::{plural, size};
+use crate::units::plural;
 use crate::upstream::{EndpointFailures, Source, UpstreamError};
 
 /// The maximum size of a blob whose size the registry does not report. Hardly any layer is larger, and registries
@@ -114,7 +114,7 @@ impl BlobCache {
         let is_new = ingest.as_ref().is_none_or(|ingest| ingest.partial().total_bytes() == 0);
         let noted = || ingest.as_ref().and_then(Ingest::noted_size);
         let expected = known.or_else(noted).or(size_hint);
-        let is_complete = self.resumes(name, &digest, expected, ingest.as_ref())?;
+        let is_complete = self.resumes(expected, ingest.as_ref())?;
         let transfer = self.transfer(&name.upstream, leader, expected, ingest.as_ref());
         let sink = ToStore {
             cache: self,
@@ -132,6 +132,7 @@ impl BlobCache {
         let mut download = Download::new(self, name, digest, known, sink);
         if !is_complete && let Err(error) = run(&mut download) {
             if matches!(error, CacheError::Suspended) {
+                download.log_suspended();
                 *suspended = download.sink.ingest;
                 return Err(error);
             }
@@ -155,7 +156,7 @@ impl BlobCache {
         let failures = download.failures_of_senders();
         let by_bucket = download.bucket_has_sent(is_new);
         // Created at the latest with the first response of the registry.
-        let Some(ingest) = download.sink.ingest else { return Err(CacheError::GivenUp) };
+        let Some(ingest) = download.sink.ingest.take() else { return Err(CacheError::GivenUp) };
         let size = ingest.bytes_written();
         let transfer = download.sink.transfer.as_deref();
         let incoming = incoming(name, &ingest, Some(size), SizeSource::Registry, transfer);
@@ -163,6 +164,7 @@ impl BlobCache {
             self.note_wrong(leader.key(), failures);
             self.note_sent_by_bucket(&digest, false, by_bucket);
         })?;
+        download.log_finished(size);
         self.note_sent_by_bucket(&digest, true, by_bucket);
         lock(&self.wrong).remove(leader.key());
         lock(&self.verified_sizes).insert(digest, size);
@@ -204,19 +206,11 @@ impl BlobCache {
     /// Its bytes are hashed while the missing ones are received. Only if the size is not known, or nothing is missing,
     /// they are hashed first. Readers receive none of them before the registry has reported the size: only then is it
     /// known which byte is the last.
-    fn resumes(
-        &self,
-        name: &ImageName,
-        digest: &Digest,
-        expected: Option<u64>,
-        ingest: Option<&Ingest>,
-    ) -> Result<bool, CacheError> {
+    fn resumes(&self, expected: Option<u64>, ingest: Option<&Ingest>) -> Result<bool, CacheError> {
         let Some(ingest) = ingest.filter(|ingest| ingest.bytes_written() > 0) else {
             return Ok(false);
         };
         self.core.metrics.resumed.inc();
-        let bytes = ingest.partial().total_bytes();
-        log::info!("{name}@{digest}: resuming after {}", size(bytes));
         if expected.is_some_and(|expected| ingest.bytes_written() < expected) {
             return Ok(false);
         }

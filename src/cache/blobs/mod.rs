@@ -10,6 +10,7 @@ mod fetch;
 mod growth;
 mod incoming;
 mod pass_through;
+mod progress_log;
 mod retry;
 mod transfer;
 mod wait;
@@ -223,7 +224,6 @@ impl BlobCache {
         });
         let mut resumed = 0;
         for (name, digest) in idle {
-            log::info!("{name}@{digest}: an earlier download was not finished");
             resumed += usize::from(self.fetch_in_background(name, digest, None, None));
         }
         resumed

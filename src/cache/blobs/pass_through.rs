@@ -335,15 +335,14 @@ impl BlobCache {
         };
         let mut download = Download::new(self, name, *digest, size_hint, sink);
         download.run()?;
-        let failures = download.failures_of_senders();
-        let ToClient { verifier, last, .. } = download.sink;
-        let actual = verifier.finish();
+        let actual = download.sink.verifier.clone().finish();
         if actual != *digest {
-            self.note_wrong(&(name.upstream.clone(), *digest), failures);
+            self.note_wrong(&(name.upstream.clone(), *digest), download.failures_of_senders());
             return Err(
                 IngestError::WrongDigest { expected: *digest, actual: actual.into() }.into()
             );
         }
-        last.map_or(Ok(()), |last| writer.push(self, &[last]))
+        download.log_finished(download.sink.bytes_written);
+        download.sink.last.map_or(Ok(()), |last| writer.push(self, &[last]))
     }
 }

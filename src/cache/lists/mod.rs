@@ -21,7 +21,7 @@ use super::bounded::BoundedCache;
 use super::core::Core;
 use super::manifests::ManifestCache;
 use super::scheduler::{Class, Purpose as JobPurpose};
-use super::{CacheError, How, PATIENCE, Reason, SIZES_REMEMBERED, lock};
+use super::{CacheError, How, PATIENCE, Reason, SIZES_REMEMBERED, Why, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, TagPage, TagQuery};
@@ -89,12 +89,14 @@ pub struct ListAnswer {
     pub filters_applied: Option<String>,
     /// Where it comes from.
     pub how: How,
+    /// Why it is not a plain hit.
+    pub why: Option<Why>,
 }
 
 impl ListAnswer {
-    fn new(record: ListRecord, how: How) -> ListAnswer {
+    fn new(record: ListRecord, how: How, why: Option<Why>) -> ListAnswer {
         let ListRecord { body, next, filters_applied, .. } = record;
-        ListAnswer { body, next, filters_applied, how }
+        ListAnswer { body, next, filters_applied, how, why }
     }
 }
 
@@ -119,14 +121,15 @@ impl ListWait {
     /// The list or the failure, once the flight has ended.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<ListAnswer, CacheError>> {
         self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.last_good) {
-            (Ok(Listed { record, origin: Origin::Registry }), _) => {
-                Ok(ListAnswer::new(record, self.how))
+            (Ok(Listed { record, origin: Origin::Registry }), last_good) => {
+                let why = if last_good.is_some() { Why::Expired } else { Why::NotCached };
+                Ok(ListAnswer::new(record, self.how, Some(why)))
             }
             (Ok(Listed { record, origin: Origin::Cache }), _) => {
-                Ok(ListAnswer::new(record, How::Stale))
+                Ok(ListAnswer::new(record, How::Stale, Some(Why::Unreachable)))
             }
             (Err(error), Some(list)) if !self.is_final(&error) => {
-                Ok(ListAnswer::new(list.clone(), How::Stale))
+                Ok(ListAnswer::new(list.clone(), How::Stale, Some((&error).into())))
             }
             (Err(error), _) => Err(error),
         })
@@ -154,7 +157,10 @@ impl ListWait {
     pub fn give_up(self, waker: &Waker) -> Result<ListAnswer, CacheError> {
         self.flight.forget(waker);
         match self.last_good {
-            Some(list) => Ok(ListAnswer::new(list, How::Stale)),
+            Some(list) => {
+                let why = Why::Failed(Reason::TimedOut);
+                Ok(ListAnswer::new(list, How::Stale, Some(why)))
+            }
             None if self.flight.has_begun() => Err(CacheError::TimedOut),
             None => Err(CacheError::GivenUp),
         }
@@ -221,14 +227,16 @@ impl ListCache {
         let now = self.core.now();
         let record = self.known_list(name, &question);
         let is_fresh = record.as_ref().is_some_and(|record| is_fresh(record, now));
-        let ready = |list, how| Ok(ListLookup::Ready(ListAnswer::new(list, how)));
+        let stale = |list, why| Ok(ListLookup::Ready(ListAnswer::new(list, How::Stale, Some(why))));
         let is_troubled = self.core.negative.is_troubled(&name.upstream, now);
         match record {
-            Some(list) if is_fresh || self.core.is_offline() => ready(list, How::Hit),
-            Some(list) if is_troubled => ready(list, How::Stale),
+            Some(list) if is_fresh || self.core.is_offline() => {
+                Ok(ListLookup::Ready(ListAnswer::new(list, How::Hit, None)))
+            }
+            Some(list) if is_troubled => stale(list, Why::RecentFailure),
             Some(list) => match self.ask_for_list(name, question, Some(list.clone()), client) {
                 Ok(waiting) => Ok(ListLookup::Wait(waiting)),
-                Err(_) => ready(list, How::Stale),
+                Err(error) => stale(list, (&error).into()),
             },
             None if self.core.is_offline() => match self.core.store.has_images(name)? {
                 true => Ok(ListLookup::Wait(self.find_in_cache(name, question, client))),

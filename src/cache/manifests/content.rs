@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use super::{ManifestCache, sizes};
-use crate::cache::{CacheError, How, lock};
+use crate::cache::{CacheError, How, Why, lock};
 use crate::oci::{Digest, ImageName, MANIFEST_BYTES_MAX, Manifest, MediaType};
 use crate::store::Document;
 use crate::upstream::{Confirmation, ManifestHead};
@@ -60,6 +60,14 @@ impl Checked {
         let Confirmation { age, is_stale } = confirmation;
         Checked { at: now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH), is_stale }
     }
+
+    /// Where a response came from, if a Larder could not confirm what it sent.
+    pub(super) fn restrict(self, how: How, why: Option<Why>) -> (How, Option<Why>) {
+        match self.is_stale {
+            true if how != How::Stale => (How::Stale, Some(Why::StaleAtParent)),
+            _ => (how, why),
+        }
+    }
 }
 
 /// A manifest that was found, and when its tag was confirmed.
@@ -75,14 +83,16 @@ pub struct ManifestAnswer {
     pub(super) content: Arc<Content>,
     /// Where it comes from.
     pub how: How,
+    /// Why it is not a plain hit.
+    pub why: Option<Why>,
     /// When the registry confirmed its tag.
     pub checked: SystemTime,
 }
 
 impl ManifestAnswer {
-    pub(super) fn new(found: Found, how: How) -> ManifestAnswer {
-        let how = if found.checked.is_stale { How::Stale } else { how };
-        ManifestAnswer { content: found.content, how, checked: found.checked.at }
+    pub(super) fn new(found: Found, how: How, why: Option<Why>) -> ManifestAnswer {
+        let (how, why) = found.checked.restrict(how, why);
+        ManifestAnswer { content: found.content, how, why, checked: found.checked.at }
     }
 
     /// The manifest's digest.

@@ -22,7 +22,7 @@ use super::{ManifestCache, ManifestLookup};
 use crate::cache::core::Core;
 use crate::cache::freshness::Belief;
 use crate::cache::negative::Asked;
-use crate::cache::{CacheError, How, PATIENCE, lock};
+use crate::cache::{CacheError, How, PATIENCE, Why, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName, Reference, Tag};
@@ -60,14 +60,16 @@ pub struct HeadAnswer {
     head: ManifestHead,
     /// Where it comes from.
     pub how: How,
+    /// Why it is not a plain hit.
+    pub why: Option<Why>,
     /// When the registry confirmed the tag.
     pub checked: SystemTime,
 }
 
 impl HeadAnswer {
-    fn new(known: KnownHead, how: How) -> HeadAnswer {
-        let how = if known.checked.is_stale { How::Stale } else { how };
-        HeadAnswer { head: known.head, how, checked: known.checked.at }
+    fn new(known: KnownHead, how: How, why: Option<Why>) -> HeadAnswer {
+        let (how, why) = known.checked.restrict(how, why);
+        HeadAnswer { head: known.head, how, why, checked: known.checked.at }
     }
 
     /// Digest, media type and size.
@@ -99,7 +101,7 @@ impl HeadWait {
     /// The response or the failure, once the flight has ended.
     pub fn poll(&self, waker: &Waker) -> Poll<Result<HeadAnswer, CacheError>> {
         let outcome = self.flight.poll_outcome(waker);
-        outcome.map_ok(|known| HeadAnswer::new(known, self.how))
+        outcome.map_ok(|known| HeadAnswer::new(known, self.how, Some(Why::NotCached)))
     }
 
     /// How long to wait before [`HeadWait::give_up`].
@@ -149,7 +151,7 @@ impl ManifestCache {
             };
         }
         if let Some(known) = self.known_head(name, tag, now) {
-            return Ok(HeadLookup::Ready(HeadAnswer::new(known, How::Hit)));
+            return Ok(HeadLookup::Ready(HeadAnswer::new(known, How::Hit, None)));
         }
         let purpose = self.core.purpose(name, client)?;
         let joined = self.head_flights.join(&(name.clone(), tag.clone()), || CacheError::GivenUp);

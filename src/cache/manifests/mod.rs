@@ -20,7 +20,7 @@ use super::freshness::Belief;
 use super::negative::Asked;
 use super::poller::Poller;
 use super::scheduler::Length;
-use super::{CacheError, How, SIZES_REMEMBERED, lock};
+use super::{CacheError, How, SIZES_REMEMBERED, Why, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Leader};
 use crate::oci::{Digest, ImageName, Manifest, Reference, Tag};
@@ -147,7 +147,7 @@ impl ManifestCache {
         let now = self.core.now();
         let key = (name.clone(), reference.clone());
         if let Some(found) = self.hot(&key, now) {
-            return Ok(ready(found, How::Hit));
+            return Ok(ready(found, How::Hit, None));
         }
         let stored = match reference {
             Reference::Digest(digest) => self.manifest_at_hand(name, digest, Access::Pull(now))?,
@@ -157,12 +157,14 @@ impl ManifestCache {
             Some(stored) => match stored.belief {
                 Belief::Fresh(until) => {
                     self.keep_hot(key, &stored.found, until, now);
-                    return Ok(ready(stored.found, How::Hit));
+                    return Ok(ready(stored.found, How::Hit, None));
                 }
-                _ if self.core.is_offline() => return Ok(ready(stored.found, How::Hit)),
+                _ if self.core.is_offline() => {
+                    return Ok(ready(stored.found, How::Hit, Some(Why::Offline)));
+                }
                 Belief::Revalidate => {
                     self.revalidate(key, client, now);
-                    return Ok(ready(stored.found, How::Stale));
+                    return Ok(ready(stored.found, How::Stale, Some(Why::Revalidating)));
                 }
                 Belief::Stale => Some(stored.found),
             },
@@ -176,14 +178,20 @@ impl ManifestCache {
         let is_missing = self.core.negative.is_missing(&asked, now);
         let backoff = self.core.negative.backoff(name, now);
         match (cached, backoff) {
-            (Some(found), Some(_)) => Ok(ready(found, How::Stale)),
-            (Some(found), None) if is_missing || self.core.negative.has_failed(&asked, now) => {
-                Ok(ready(found, How::Stale))
+            (Some(found), Some(_)) => {
+                let why = Why::from(&CacheError::BackingOff { wait: Duration::ZERO });
+                Ok(ready(found, How::Stale, Some(why)))
+            }
+            (Some(found), None) if is_missing => {
+                Ok(ready(found, How::Stale, Some(Why::from(&CacheError::KnownMissing))))
+            }
+            (Some(found), None) if self.core.negative.has_failed(&asked, now) => {
+                Ok(ready(found, How::Stale, Some(Why::RecentFailure)))
             }
             (None, _) if is_missing => Err(CacheError::KnownMissing),
             (None, Some(wait)) if !has_bucket => Err(CacheError::BackingOff { wait }),
             (cached, _) => match (self.ask_for_manifest(key, client, cached.clone()), cached) {
-                (Err(_), Some(found)) => Ok(ready(found, How::Stale)),
+                (Err(error), Some(found)) => Ok(ready(found, How::Stale, Some((&error).into()))),
                 (asked, _) => Ok(ManifestLookup::Wait(asked?)),
             },
         }
@@ -228,8 +236,8 @@ impl ManifestCache {
     }
 }
 
-fn ready(found: Found, how: How) -> ManifestLookup {
-    ManifestLookup::Ready(ManifestAnswer::new(found, how))
+fn ready(found: Found, how: How, why: Option<Why>) -> ManifestLookup {
+    ManifestLookup::Ready(ManifestAnswer::new(found, how, why))
 }
 
 /// A manifest from the store, and whether it is fresh.

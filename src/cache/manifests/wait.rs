@@ -1,5 +1,6 @@
 //! Waiting for a manifest, with the cached one as the fallback.
 
+use std::fmt;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use super::content::{Found, ManifestAnswer};
 use crate::cache::core::Core;
 use crate::cache::negative::Asked;
-use crate::cache::{CacheError, How, PATIENCE};
+use crate::cache::{CacheError, How, PATIENCE, Reason, Why};
 use crate::flight::Follower;
 use crate::oci::{ImageName, Reference};
 
@@ -27,11 +28,14 @@ impl ManifestWait {
     pub fn poll(&self, waker: &Waker) -> Poll<Result<ManifestAnswer, CacheError>> {
         self.flight.poll_outcome(waker).map(|outcome| match (outcome, &self.cached) {
             (Ok(found), Some(cached)) if found.content.digest() == cached.content.digest() => {
-                Ok(ManifestAnswer::new(found, How::Hit))
+                Ok(ManifestAnswer::new(found, How::Hit, Some(Why::Confirmed)))
             }
-            (Ok(found), _) => Ok(ManifestAnswer::new(found, self.how)),
+            (Ok(found), cached) => {
+                let why = if cached.is_some() { Why::Expired } else { Why::NotCached };
+                Ok(ManifestAnswer::new(found, self.how, Some(why)))
+            }
             (Err(error @ CacheError::DeletedUpstream), _) => Err(error),
-            (Err(error), Some(cached)) => Ok(self.stale(cached, &error.to_string())),
+            (Err(error), Some(cached)) => Ok(self.stale(cached, (&error).into(), &error)),
             (Err(error), None) => Err(error),
         })
     }
@@ -59,16 +63,21 @@ impl ManifestWait {
         }
         match &self.cached {
             Some(cached) => {
-                Ok(self.stale(cached, "the registry did not respond within revalidateTimeout"))
+                let why = Why::Failed(Reason::TimedOut);
+                Ok(self.stale(
+                    cached,
+                    why,
+                    &"the registry did not respond within revalidateTimeout",
+                ))
             }
             None if was_sent => Err(CacheError::TimedOut),
             None => Err(CacheError::GivenUp),
         }
     }
 
-    fn stale(&self, cached: &Found, reason: &str) -> ManifestAnswer {
-        // Not a warning: the fetch logs one, and this is logged for each client.
-        log::info!("{}: serving {} unconfirmed: {reason}", self.name, cached.content.digest());
-        ManifestAnswer::new(cached.clone(), How::Stale)
+    fn stale(&self, cached: &Found, why: Why, reason: &dyn fmt::Display) -> ManifestAnswer {
+        // The fetch logs a warning, and the access log has a line for each client.
+        log::debug!("{}: serving {} unconfirmed: {reason}", self.name, cached.content.digest());
+        ManifestAnswer::new(cached.clone(), How::Stale, Some(why))
     }
 }

@@ -207,6 +207,7 @@ impl Source for FakeSource {
         match next {
             Some(receiver) => Ok(BlobBody {
                 sender: EndpointKind::Registry,
+                url: "http://fake".into(),
                 endpoint: 0,
                 end: None,
                 start: if self.ignores_ranges.load(Ordering::SeqCst) { 0 } else { from },

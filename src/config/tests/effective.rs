@@ -10,6 +10,7 @@ const ALL: &str = "
 imagePath: /srv/images
 fsync: false
 logLevel: warn
+logFormat: json
 logFile: /var/log/larder
 host: 127.0.0.1
 port: 9090

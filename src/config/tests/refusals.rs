@@ -71,6 +71,7 @@ fn similar_keys_and_values_are_suggested() {
         ("pruneConfig: {type: create}", "unknown value create: did you mean created?"),
         ("onUpstreamDelete: burn", "unknown value burn: use one of keep, drop"),
         ("logLevel: warning", "unknown log level warning: did you mean warn?"),
+        ("logFormat: jsn", "unknown log format jsn: did you mean json?"),
         ("xyz: 1", "unknown key xyz: use one of imagePath, logLevel"),
         ("serverAuthConfig: {passwd: /x}", "htpasswd"),
     ] {

@@ -4,17 +4,18 @@
 
 use super::body::{HeadBytes, OutgoingBody};
 use super::response::{After, Response};
-use super::{Connection, Flow, Phase, SliceEnd, park};
+use super::{Connection, Flow, Phase, park, report_hangup, report_unanswered};
 use crate::http::handler::{Pending, Step};
 use crate::http::limits::RETRY_AFTER_SECONDS;
 use crate::http::memory::{Exhausted, MemoryCharge};
 use crate::http::render::{ConnectionOption, render};
-use crate::http::reply::{Body, CLIENT_CLOSED_REQUEST, Ending, Outcome, Reply};
+use crate::http::reply::{Body, Outcome, Reply};
 use crate::http::request::{Method, Request, Version};
+use crate::http::request_id::RequestId;
 use crate::http::table::Interest;
 use crate::http::worker::{Worker, catch_panic};
-use std::ops::ControlFlow::{Break, Continue};
-use std::time::{Instant, SystemTime};
+use std::ops::ControlFlow::Continue;
+use std::time::SystemTime;
 
 impl Connection {
     /// Calls the handler.
@@ -33,8 +34,7 @@ impl Connection {
         worker: &mut Worker,
     ) -> Flow {
         if self.guard.has_hung_up() {
-            report_unanswered(&request, CLIENT_CLOSED_REQUEST, Outcome::ClientGone, worker);
-            return Break(SliceEnd::Close);
+            return report_hangup(&request, worker);
         }
         let step = self
             .with_context(worker.now, |context| catch_panic(|| pending.resume(&request, context)));
@@ -118,7 +118,11 @@ impl Connection {
         let mut head = std::mem::take(&mut worker.spare_head);
         head.clear();
         let date = worker.dates.at(SystemTime::now());
-        render(&mut head, &reply, length, option(after, request.as_deref()), date);
+        let id = match &request {
+            Some(request) => request.id(),
+            None => RequestId::new(None, worker.service.request_ids.next()),
+        };
+        render(&mut head, &reply, length, option(after, request.as_deref()), date, id);
         self.phase = Phase::Sending(Response {
             request,
             head: HeadBytes::new(head),
@@ -128,10 +132,10 @@ impl Connection {
                 OutgoingBody::new(reply.body, charge)
             },
             status: reply.status,
-            note: reply.note,
+            notes: reply.notes,
             after,
             verdict,
-            begun: false,
+            first_byte: None,
             progress: worker.now,
         });
         Continue(())
@@ -169,7 +173,7 @@ impl Connection {
             // The handler has not been called for this request yet.
             Phase::Body { .. } | Phase::ChunkedBody { .. } => true,
             Phase::Waiting { request, .. } => {
-                report_unanswered(&request, CLIENT_CLOSED_REQUEST, Outcome::Drained, worker);
+                report_unanswered(&request, Outcome::Drained, worker);
                 true
             }
             Phase::Sending(response) => {
@@ -185,11 +189,11 @@ impl Connection {
     }
 }
 
-/// Replaces an answer for which no memory is left. Keeps its note, for the access log.
+/// Replaces an answer for which no memory is left. Keeps its notes, for the access log.
 fn too_much_memory(reply: Reply) -> Reply {
     let text = "too many large responses are waiting to be read by their clients";
     let refusal = Reply::plain(503, text).header("Retry-After", RETRY_AFTER_SECONDS);
-    Reply { note: reply.note, close: reply.close, ..refusal }
+    Reply { notes: reply.notes, close: reply.close, ..refusal }
 }
 
 fn option(after: After, request: Option<&Request>) -> ConnectionOption {
@@ -198,9 +202,4 @@ fn option(after: After, request: Option<&Request>) -> ConnectionOption {
         (After::NextHead, Some(Version::Http10)) => ConnectionOption::KeepAlive,
         (After::NextHead, _) => ConnectionOption::Default,
     }
-}
-
-fn report_unanswered(request: &Request, status: u16, outcome: Outcome, worker: &Worker) {
-    let latency = Instant::now().saturating_duration_since(request.began);
-    worker.report_ending(request, &Ending { status, bytes_sent: 0, latency, note: None, outcome });
 }

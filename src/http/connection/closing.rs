@@ -11,7 +11,6 @@ use crate::http::limits::{LINGER_BYTES_MAX, LINGER_TIMEOUT};
 use crate::http::reply::{Ending, Outcome};
 use crate::http::table::Interest;
 use crate::http::worker::Worker;
-use crate::units::size;
 use std::ops::ControlFlow::{Break, Continue};
 use std::time::Instant;
 
@@ -23,20 +22,18 @@ impl Connection {
         outcome: Outcome,
         worker: &mut Worker,
     ) -> Flow {
-        let Response { request, head, body, status, note, after, .. } = response;
+        let Response { request, head, body, status, notes, first_byte, after, .. } = response;
         let bytes_sent = body.sent();
         // Release the file or tail before the end of the response is reported.
         drop(body);
         worker.spare_head = head.into_buffer();
-        if outcome != Outcome::Complete {
-            let sent = size(bytes_sent);
-            log::debug!("{}: response {status} after {sent}: {outcome:?}", self.peer);
-        }
         let next = self.what_follows(&outcome, after);
         let now = Instant::now();
         if let Some(request) = request {
-            let latency = now.saturating_duration_since(request.began);
-            worker.report_ending(&request, &Ending { status, bytes_sent, latency, note, outcome });
+            let since = |at: Instant| at.saturating_duration_since(request.began);
+            let (first_byte, latency) = (first_byte.map(since), since(now));
+            let ending = Ending { status, bytes_sent, first_byte, latency, notes, outcome };
+            worker.report_ending(&request, &ending);
             worker.spare_request = Some(request);
         }
         match next {

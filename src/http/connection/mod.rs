@@ -24,6 +24,7 @@ mod wire;
 
 use super::handler::{Context, Pending};
 use super::limits::{SURPLUS_TIMEOUT, Settings};
+use super::reply::{CLIENT_CLOSED_REQUEST, Ending, Outcome};
 use super::request::Request;
 use super::table::{Admission, Evictable, Interest, Occupant, Parking, SlotGuard, Stage};
 use super::worker::Worker;
@@ -188,6 +189,26 @@ impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wire.as_fd()
     }
+}
+
+/// The client has closed the connection before its request was answered.
+fn report_hangup(request: &Request, worker: &Worker) -> Flow {
+    report_unanswered(request, Outcome::ClientGone, worker);
+    Break(SliceEnd::Close)
+}
+
+/// Reports a request that gets no response.
+fn report_unanswered(request: &Request, outcome: Outcome, worker: &Worker) {
+    let latency = Instant::now().saturating_duration_since(request.began);
+    let ending = Ending {
+        status: CLIENT_CLOSED_REQUEST,
+        bytes_sent: 0,
+        first_byte: None,
+        latency,
+        notes: Vec::new(),
+        outcome,
+    };
+    worker.report_ending(request, &ending);
 }
 
 /// Parks a connection that must not be evicted meanwhile.

@@ -5,7 +5,7 @@
 use super::chunks::{ChunkReader, Chunks};
 use super::input::HeadScan;
 use super::socket::{More, SocketError};
-use super::{Connection, Flow, Phase, SliceEnd, park, park_evictable};
+use super::{Connection, Flow, Phase, SliceEnd, park, park_evictable, report_hangup};
 use crate::http::head::{self, Parsed};
 use crate::http::limits::{BODY_DISCARD_MAX, DRAIN_GRACE, Drain, SURPLUS_TIMEOUT};
 use crate::http::request::{Framing, Method, Request};
@@ -53,6 +53,8 @@ impl Connection {
                 self.head_scan = HeadScan::default();
                 request.peer = self.peer;
                 request.began = began;
+                request.generated_id = worker.service.request_ids.next();
+                request.user.replace(self.wire.client_name());
                 Some(self.accept_request(request, worker))
             }
             Ok(Parsed::Partial) => {
@@ -176,7 +178,9 @@ impl Connection {
                 return self.call_handler(request, worker);
             }
             match self.wire.read(self.input.buffer()) {
-                Ok(0) | Err(SocketError::Closed) => return Break(SliceEnd::Close),
+                Ok(0) | Err(SocketError::Closed) => {
+                    return report_hangup(&request, worker);
+                }
                 Ok(_) => {}
                 Err(SocketError::WouldBlock) if worker.now < deadline => {
                     let began = request.began;
@@ -225,7 +229,9 @@ impl Connection {
                 }
             }
             match self.wire.read(self.input.buffer()) {
-                Ok(0) | Err(SocketError::Closed) => return Break(SliceEnd::Close),
+                Ok(0) | Err(SocketError::Closed) => {
+                    return report_hangup(&request, worker);
+                }
                 Ok(_) => {}
                 Err(SocketError::WouldBlock) if worker.now < deadline => {
                     self.phase = Phase::ChunkedBody { request, reader, bytes_left, deadline };

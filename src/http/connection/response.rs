@@ -1,7 +1,7 @@
 //! A response that is being sent, and what follows it.
 
 use super::body::{HeadBytes, OutgoingBody};
-use crate::http::reply::Outcome;
+use crate::http::reply::{Note, Outcome};
 use crate::http::request::Request;
 use std::time::Instant;
 
@@ -23,12 +23,12 @@ pub(super) struct Response {
     pub(super) head: HeadBytes,
     pub(super) body: OutgoingBody,
     pub(super) status: u16,
-    pub(super) note: Option<String>,
+    pub(super) notes: Vec<Note>,
     pub(super) after: After,
     /// The outcome to report once every byte is sent.
     pub(super) verdict: Outcome,
-    /// The client may have seen some of the response.
-    pub(super) begun: bool,
+    /// When the first byte was handed to the kernel. From then on, the client may have seen some of the response.
+    pub(super) first_byte: Option<Instant>,
     /// When the client last took a byte.
     pub(super) progress: Instant,
 }

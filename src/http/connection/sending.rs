@@ -26,7 +26,7 @@ impl Connection {
             match response.body.advance(&mut response.head, wire, &waker, worker) {
                 Step::Moved(0) => {}
                 Step::Moved(bytes) => {
-                    response.begun = true;
+                    response.first_byte.get_or_insert_with(Instant::now);
                     response.progress = worker.now;
                     worker.bytes_left = worker.bytes_left.saturating_sub(bytes);
                 }
@@ -91,11 +91,11 @@ impl Connection {
             Outcome::Panicked => (500, "internal server error"),
             _ => return self.finish_response(response, outcome, worker),
         };
-        if response.begun {
+        if response.first_byte.is_some() {
             return self.finish_response(response, outcome, worker);
         }
         let mut reply = Reply::plain(status, text).close();
-        reply.note = response.note.take();
+        reply.notes = std::mem::take(&mut response.notes);
         worker.spare_head = response.head.into_buffer();
         self.answer(response.request, reply, outcome, worker)
     }

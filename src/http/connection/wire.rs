@@ -4,11 +4,13 @@
 //! next call. These are at most [`SEALED_MAX`] bytes, and no further bytes are encrypted before they are sent.
 
 use super::socket::{FileError, More, Socket, SocketError};
+use crate::certificates;
 use crate::http::limits::SEALED_MAX;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustls::ServerConnection;
 use std::fs::File;
 use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::sync::Arc;
 
 /// One client's socket, and its TLS session if it has one.
 pub(super) struct Wire {
@@ -21,6 +23,8 @@ struct Session {
     tls: ServerConnection,
     /// The kernel accepted bytes since the last call of [`Wire::has_moved`].
     moved: bool,
+    /// The common name in the client's certificate.
+    client: Option<Arc<str>>,
 }
 
 /// The state of a TLS handshake.
@@ -45,7 +49,7 @@ impl Wire {
 
     /// Switches to TLS. The next bytes from the client are its ClientHello.
     pub(super) fn secure(&mut self, tls: ServerConnection) {
-        self.session = Some(Box::new(Session { tls, moved: false }));
+        self.session = Some(Box::new(Session { tls, moved: false, client: None }));
     }
 
     /// Whether the first received byte could begin a plaintext request. The byte stays in the socket.
@@ -69,6 +73,8 @@ impl Wire {
                 Err(SocketError::Closed) => return Handshake::Closed,
             }
             if !session.tls.is_handshaking() {
+                let chain = session.tls.peer_certificates().unwrap_or_default();
+                session.client = chain.first().and_then(certificates::common_name);
                 return Handshake::Done;
             }
             match session.receive(&self.socket) {
@@ -84,6 +90,11 @@ impl Wire {
                 }
             }
         }
+    }
+
+    /// The common name in the client's certificate, which was verified during the handshake.
+    pub(super) fn client_name(&self) -> Option<Arc<str>> {
+        self.session.as_ref().and_then(|session| session.client.clone())
     }
 
     /// Appends received bytes to `buffer`, up to its spare capacity. Returns 0 at the end of the stream.

@@ -30,13 +30,16 @@ fn a_large_body_from_memory_arrives_completely() {
     let bytes: Arc<[u8]> = pattern(9_000_001).into();
     let sent = Arc::clone(&bytes);
     let server = serve(few_workers(), move |_, _| {
-        Step::Reply(Reply::new(200, Body::Bytes(Arc::clone(&sent))).note("n"))
+        Step::Reply(Reply::new(200, Body::Bytes(Arc::clone(&sent))).note("cache", "hit"))
     });
     let mut client = server.get("/");
     assert!(client.response().body == bytes[..]);
     let ending = server.ending();
     assert_eq!((ending.status, ending.bytes_sent), (200, 9_000_001));
-    assert_eq!((ending.outcome, ending.note.as_deref()), (Outcome::Complete, Some("n")));
+    assert_eq!(
+        (ending.outcome, &ending.notes[..]),
+        (Outcome::Complete, &[("cache", "hit".into())][..])
+    );
 }
 
 #[test]

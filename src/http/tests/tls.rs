@@ -9,7 +9,7 @@ use crate::certificates::IdentityFiles;
 use crate::http::{
     Body, ClientAuth, Outcome, Reply, ServerTls, ServerTlsError, ServerTlsSettings, Settings, Step,
 };
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ProtocolVersion, RootCertStore, SupportedProtocolVersion};
@@ -49,7 +49,8 @@ impl Site {
     /// Issues a certificate. Returns it and its key as PEM.
     fn issue(&self, mark: &str) -> (String, String) {
         let names = vec!["localhost".into(), mark.into()];
-        let params = CertificateParams::new(names).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, mark);
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
@@ -271,6 +272,29 @@ fn clients_need_a_certificate_if_the_server_verifies_them() {
     }
     client(site.trust_as(&other)).try_get().unwrap_err();
     wait_until(|| server.controller.failed_handshakes() == 3);
+}
+
+#[test]
+fn a_verified_client_is_named_by_its_certificate_until_it_logs_in() {
+    let site = Site::new();
+    let tls = site.load(site.verifying());
+    let server = serve_tls(few_workers(), tls, site.trust_as(&site), |request, _| {
+        let name = || request.user().map_or_else(String::new, |user| user.to_string());
+        let before = name();
+        if request.path() == "/login" {
+            request.set_user("ann");
+        }
+        text(format!("{before} {}", name()))
+    });
+    let mut client = server.client();
+    for (target, names) in [
+        ("/", "client.test client.test"),
+        ("/login", "client.test ann"),
+        ("/", "client.test client.test"),
+    ] {
+        client.get(target);
+        assert_eq!(client.response().text(), names);
+    }
 }
 
 #[test]

@@ -368,7 +368,7 @@ impl Source for Registry {
             true => unless_it_is_a_web_page(answer.response, digest, request)?,
             false => Box::new(answer.response.into_body().into_reader()),
         };
-        Ok(BlobBody { endpoint: 0, sender: self.kind(), start, end, size, reader })
+        Ok(BlobBody { endpoint: 0, sender: self.kind(), url: self.url(), start, end, size, reader })
     }
 
     fn tags(

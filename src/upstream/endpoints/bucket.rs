@@ -291,6 +291,7 @@ impl Source for BucketOrigin {
         Ok(BlobBody {
             endpoint: 0,
             sender: EndpointKind::Bucket,
+            url: self.url(),
             start: object.start,
             end: object.end.filter(|_| ask.to.is_some()),
             size: object.size,

@@ -50,7 +50,7 @@ start_server container "${OFFLINE[@]}" ctr --address "$CONTAINERD_DIR/c.sock" ru
   --mount "type=bind,src=$CASE_DIR/volume,dst=/var/lib/larder,options=rbind:rw" \
   "$IMAGE" larder-e2e-image /larder --config-file /etc/larder/larder.yaml serve --host 127.0.0.1 --port "$LARDER_PORT"
 wait_for_server container "${LARDER_READY[@]}"
-matches "the user" 'uid:gid=65532:65532' "$(cat "$LOGS/container.log")"
+matches "the user" 'uid=65532 gid=65532' "$(cat "$LOGS/container.log")"
 
 step "containerd pulls through it"
 ctr_pull docker.io/library/hello:v1

@@ -151,6 +151,8 @@ impl Process {
             self.banner.push_str(&line);
             assert!(!line.is_empty(), "the server exited before it was ready:\n{}", self.banner);
             if let Some((_, address)) = line.trim_end().split_once("listening on ") {
+                // In JSON, it is the end of a string.
+                let address = address.trim_end_matches(['"', '}']);
                 self.address = address.parse().expect("the address of the server");
                 return;
             }
@@ -167,6 +169,10 @@ impl Process {
             self.banner.push_str(&line);
         }
         line
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, name: &str) {
