@@ -1,6 +1,5 @@
 //! The command line: the structures that `argh` parses, without behaviour.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
@@ -9,7 +8,7 @@ use argh::{ArgsInfo, FromArgs};
 #[derive(Debug, FromArgs, ArgsInfo)]
 pub struct Arguments {
     /// configuration file (YAML)
-    #[argh(option)]
+    #[argh(option, short = 'c')]
     pub config_file: Option<PathBuf>,
     /// cache directory (default /var/lib/larder)
     #[argh(option)]
@@ -20,6 +19,9 @@ pub struct Arguments {
     /// log to this file instead of standard error
     #[argh(option)]
     pub log_file: Option<PathBuf>,
+    /// same as --log-level debug
+    #[argh(switch, short = 'v')]
+    pub verbose: bool,
     /// the command to run
     #[argh(subcommand)]
     pub command: Command,
@@ -69,22 +71,23 @@ pub enum Command {
 pub struct Serve {
     /// port to listen on (default 8080)
     #[argh(option)]
-    pub port: Option<u16>,
-    /// address to listen on (default 0.0.0.0)
+    pub port: Option<String>,
+    /// address to listen on, or localhost (default 0.0.0.0)
     #[argh(option)]
-    pub host: Option<IpAddr>,
+    pub host: Option<String>,
     /// port for GET /health (default: none)
     #[argh(option)]
-    pub health: Option<u16>,
+    pub health: Option<String>,
     /// port for GET /metrics (default: none)
     #[argh(option)]
-    pub metrics: Option<u16>,
+    pub metrics: Option<String>,
     /// registry for requests that do not name one, e.g. docker.io
     #[argh(option)]
     pub default_ns: Option<String>,
-    /// how long to wait for the first byte of a registry's response, in milliseconds (default 20000)
+    /// how long to wait for the first byte of a registry's response, e.g. 30s; without a unit, milliseconds
+    /// (default 20s)
     #[argh(option)]
-    pub pull_timeout: Option<u64>,
+    pub pull_timeout: Option<String>,
     /// never contact a registry; answer 404 for content that is not cached
     #[argh(switch)]
     pub air_gapped: bool,
@@ -129,6 +132,9 @@ pub struct List {
     /// print a JSON array
     #[argh(switch)]
     pub json: bool,
+    /// print only the names, one per line
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
     /// print the digests of all cached blobs and manifests, one per line, for export --except
     #[argh(switch)]
     pub digests: bool,
@@ -164,7 +170,7 @@ pub struct Prune {
     pub date: Option<String>,
     /// remove at most this many images, least recently used first
     #[argh(option)]
-    pub count: Option<usize>,
+    pub count: Option<String>,
     /// remove from the bucket (objectStore in the configuration) what exceeds its maxSize and unusedFor, now; all
     /// other conditions are for the cache directory. Takes ten minutes, unless with --dry-run
     #[argh(switch)]
@@ -190,6 +196,9 @@ pub struct Pin {
     /// file that lists images, one per line or separated by commas (repeatable)
     #[argh(option)]
     pub list: Vec<PathBuf>,
+    /// print all pins as a JSON array
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// Remove pins, so that the images may be evicted again.
@@ -221,12 +230,12 @@ pub struct Load {
     pub platform: Vec<String>,
     /// number of images to load at the same time (default 4)
     #[argh(option)]
-    pub parallel: Option<usize>,
+    pub parallel: Option<String>,
     /// number of attempts for each image (default 5)
     #[argh(option)]
-    pub attempts: Option<u32>,
-    /// print only the summary
-    #[argh(switch)]
+    pub attempts: Option<String>,
+    /// print only errors
+    #[argh(switch, short = 'q')]
     pub quiet: bool,
 }
 
@@ -252,9 +261,12 @@ pub struct Verify {
     /// fetch missing and damaged content again
     #[argh(switch)]
     pub repair: bool,
-    /// limit on the bytes read per second, e.g. 50MB
+    /// limit on the bytes read per second, with a unit, e.g. 50MB
     #[argh(option)]
     pub rate: Option<String>,
+    /// print only problems
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
 }
 
 /// Import images from OCI image layouts and from the output of docker save, podman save and ctr images
@@ -275,6 +287,9 @@ pub struct Import {
     /// pin the imported images, so that they are never evicted
     #[argh(switch)]
     pub pin: bool,
+    /// print only errors
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
 }
 
 /// Export cached images to a bundle that larder import, skopeo, ctr images import and podman load can read.
@@ -292,7 +307,7 @@ pub struct Export {
     pub all: bool,
     /// file to write, - for standard output, a directory if the name ends with /, or s3://BUCKET/PREFIX in
     /// the store of objectStore
-    #[argh(option)]
+    #[argh(option, short = 'o')]
     pub output: PathBuf,
     /// tar (default) or dir
     #[argh(option)]
@@ -315,6 +330,9 @@ pub struct Export {
     /// export incomplete images as far as they are cached
     #[argh(switch)]
     pub partial: bool,
+    /// print only errors
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
 }
 
 /// Print the members of the group (peers in the configuration) as the running server sees them: their version,
