@@ -49,6 +49,8 @@ pub enum Command {
     Export(Export),
     /// Check the cache for damage and missing content.
     Verify(Verify),
+    /// Check whether registries, parents and the bucket can be used.
+    Check(Check),
     /// Turn offline mode on or off.
     Offline(Offline),
     /// Print the members of the group and their state.
@@ -247,6 +249,21 @@ pub struct Offline {
     /// on: never contact registries; off: contact them as usual
     #[argh(positional)]
     pub switch: Option<String>,
+}
+
+/// Try what a pull needs, step by step: name, addresses, proxy, TLS and its certificate, the registry's API, and with an
+/// image the login, the remaining rate limit, ranges and the throughput of a layer. Says what to do about each failure,
+/// and exits with 1 if there is one. Uses nothing of the cache, and counts as one pull for the registry.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "check")]
+pub struct Check {
+    /// registries such as docker.io, or images such as ghcr.io/org/app:1 (default: all registries in the
+    /// configuration, the parents, and the bucket)
+    #[argh(positional)]
+    pub targets: Vec<String>,
+    /// print a JSON array
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// Hash every blob in the cache, move damaged ones to quarantine, and check that every image is complete.

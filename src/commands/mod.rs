@@ -1,6 +1,7 @@
 //! The commands. Each one is a short composition of other modules.
 
 mod bucket;
+mod check;
 mod completions;
 mod config_check;
 mod config_file;
@@ -64,6 +65,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Import(command) => import::import(command, &settings()?),
         Command::Export(command) => export::export(command, &settings()?),
         Command::Verify(command) => verify::verify(&settings()?, command),
+        Command::Check(command) => check::check(&settings()?, command),
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
@@ -192,6 +194,13 @@ pub enum CommandError {
     },
     /// The cache directory cannot be used.
     Store(StoreError),
+    /// A check has found what does not work, which was printed before.
+    CheckFailed {
+        /// How many endpoints cannot be used.
+        failed: usize,
+        /// How many were checked.
+        of: usize,
+    },
     /// A server can start with a configuration, but parts of it do not work. Which ones was printed before.
     Flawed {
         /// The file.
@@ -280,6 +289,7 @@ impl CommandError {
             | CommandError::Users(_) => 2,
             CommandError::Forbidden { .. }
             | CommandError::Store(_)
+            | CommandError::CheckFailed { .. }
             | CommandError::Flawed { .. }
             | CommandError::NothingMatches { .. }
             | CommandError::Incomplete { .. }
@@ -350,6 +360,9 @@ impl fmt::Display for CommandError {
                 "cannot read the cache directory {}: {source}; run the command as root or as the server's user",
                 root.display()
             ),
+            CommandError::CheckFailed { failed, of } => {
+                write!(f, "{failed} of {} cannot be used", plural(*of, "endpoint"))
+            }
             CommandError::Flawed { file, errors } => write!(
                 f,
                 "{file}: a server can start with it, but {} must be corrected",
@@ -435,6 +448,7 @@ impl std::error::Error for CommandError {
             CommandError::Usage(_)
             | CommandError::Running(_)
             | CommandError::NoCache { .. }
+            | CommandError::CheckFailed { .. }
             | CommandError::Flawed { .. }
             | CommandError::NothingMatches { .. }
             | CommandError::Incomplete { .. }

@@ -83,6 +83,7 @@ mod abuse;
 // What browsers, terminals and logs are protected from.
 mod browsers;
 // Commands next to a running server.
+mod checks;
 mod commands;
 // Pruning, by command and by schedule.
 mod pruning;
