@@ -37,6 +37,8 @@ pub enum Command {
     List(List),
     /// Pull images into the cache.
     Load(Load),
+    /// List the images that Kubernetes manifests and compose files name.
+    Images(Images),
     /// Remove images.
     Prune(Prune),
     /// Keep images from being evicted.
@@ -223,6 +225,10 @@ pub struct Load {
     /// comma-separated image lists and bundles (see larder import); globs are allowed
     #[argh(option)]
     pub image_file: Option<String>,
+    /// file or directory of Kubernetes manifests or compose files whose images are loaded, - for standard input
+    /// (repeatable; see larder images)
+    #[argh(option)]
+    pub from: Vec<PathBuf>,
     /// name for the image of a single-image bundle
     #[argh(option)]
     pub resolve_ref: Option<String>,
@@ -239,6 +245,23 @@ pub struct Load {
     /// print only errors
     #[argh(switch, short = 'q')]
     pub quiet: bool,
+}
+
+/// List the images in Kubernetes manifests, the output of helm template, kustomizations, compose files and custom
+/// resources, with full names, as an image list for larder load. Exits with 1 if there are none, or if a file could
+/// not be read.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "images")]
+pub struct Images {
+    /// files in YAML or JSON, directories of them, - for standard input
+    #[argh(positional)]
+    pub files: Vec<PathBuf>,
+    /// also read repository and tag pairs, as in the values file of a Helm chart
+    #[argh(switch)]
+    pub values: bool,
+    /// print a JSON array
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// Turn offline mode on or off for all servers on the cache directory; without an argument, show its

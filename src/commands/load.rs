@@ -10,12 +10,13 @@ use std::time::{Duration, Instant, SystemTime};
 use indicatif::{MultiProgress, ProgressBar};
 
 use super::progress::style;
-use super::{CommandError, import, note, parsed};
+use super::{CommandError, images, import, note, parsed};
 use crate::api::Naming;
 use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
 use crate::cache::{self, Cache, Prefetch};
 use crate::cli;
 use crate::config::{Count, Settings};
+use crate::image_references::Form;
 use crate::oci::PartReference;
 use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
@@ -101,7 +102,7 @@ struct Sources {
 impl Sources {
     fn read(settings: &Settings, command: &cli::Load) -> Result<Sources, CommandError> {
         let mut files = command.image_file.clone();
-        if command.images.is_empty() && files.is_none() {
+        if command.images.is_empty() && command.from.is_empty() && files.is_none() {
             files.clone_from(&settings.image_file);
         }
         let mut sources = Sources::default();
@@ -124,9 +125,14 @@ impl Sources {
                 sources.add_file(&path, &settings.naming)?;
             }
         }
+        if !command.from.is_empty() {
+            let found = images::find(&command.from, Form::Manifests).complete()?;
+            sources.wanted.extend(found.map(|(name, reference)| Wanted::Image(name, reference)));
+        }
         match sources.wanted.is_empty() && sources.bundles.is_empty() {
             true => Err(CommandError::Usage(
-                "load: name images, or image lists with @FILE or --image-file FILE".into(),
+                "load: name images, image lists with @FILE or --image-file FILE, or manifests with --from FILE"
+                    .into(),
             )),
             false => Ok(sources),
         }

@@ -40,7 +40,7 @@ const FILES: [(&str, &str); 2] = [
         "The configuration file of the systemd service. There is no default without the service: use --config-file.",
     ),
 ];
-const EXAMPLES: [(&str, &str); 5] = [
+const EXAMPLES: [(&str, &str); 6] = [
     (
         "larder --image-path ./cache serve --port 8080",
         "Serve every public registry, and private ones that a configuration lists.",
@@ -51,6 +51,10 @@ const EXAMPLES: [(&str, &str); 5] = [
     ),
     ("larder list --sort size", "List cached images, largest first."),
     ("larder prune --unused-for 30d --dry-run", "Print which images would be removed."),
+    (
+        "helm template ./chart | larder load --from -",
+        "Pull the images that a chart needs into the cache.",
+    ),
     (
         "larder export 'docker.io/library/*' --output images.tar",
         "Export images for a site without network.",

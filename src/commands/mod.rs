@@ -7,6 +7,7 @@ mod config_check;
 mod config_file;
 mod export;
 mod hosts_toml;
+mod images;
 mod import;
 mod list;
 mod load;
@@ -59,6 +60,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Serve(_) => serve::serve(overrides(arguments)?),
         Command::List(command) => list::list(&settings()?, command),
         Command::Load(command) => load::load(&settings()?, command),
+        Command::Images(command) => images::images(command),
         Command::Prune(command) => prune::prune(&settings()?, command),
         Command::Pin(command) => pin::pin(&settings()?, command),
         Command::Unpin(command) => pin::unpin(&settings()?, command),
@@ -224,6 +226,18 @@ pub enum CommandError {
         /// The number of requested images.
         of: usize,
     },
+    /// No image was found in files.
+    NoImages {
+        /// The files, and what might help.
+        text: String,
+    },
+    /// Some files could not be read completely. Which ones and why was printed before.
+    Unread {
+        /// The number of these files.
+        failed: usize,
+        /// The number of files.
+        of: usize,
+    },
     /// Verification found problems, which were printed before.
     Unsound {
         /// The number of incomplete images.
@@ -293,6 +307,8 @@ impl CommandError {
             | CommandError::Flawed { .. }
             | CommandError::NothingMatches { .. }
             | CommandError::Incomplete { .. }
+            | CommandError::NoImages { .. }
+            | CommandError::Unread { .. }
             | CommandError::Unsound { .. }
             | CommandError::Server(_)
             | CommandError::Management { .. }
@@ -386,6 +402,10 @@ impl fmt::Display for CommandError {
                     ),
                 }
             }
+            CommandError::NoImages { text } => write!(f, "no image was found in {text}"),
+            CommandError::Unread { failed, of } => {
+                write!(f, "{failed} of {} could not be read completely", plural(*of, "file"))
+            }
             CommandError::Unsound { images, blobs, is_repaired } => {
                 write!(
                     f,
@@ -452,6 +472,8 @@ impl std::error::Error for CommandError {
             | CommandError::Flawed { .. }
             | CommandError::NothingMatches { .. }
             | CommandError::Incomplete { .. }
+            | CommandError::NoImages { .. }
+            | CommandError::Unread { .. }
             | CommandError::Unsound { .. } => None,
             CommandError::Config(error) => Some(error),
             CommandError::Tls { source, .. } => Some(source),

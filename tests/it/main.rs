@@ -111,6 +111,8 @@ mod reload;
 mod observability;
 // Documents compared with the code.
 mod documents;
+// `larder images` and `larder load --from`.
+mod images;
 // Passwords and tokens from the configuration.
 mod credentials;
 // Credential helpers.
