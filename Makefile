@@ -18,7 +18,7 @@ build: ## build the release binary, target/release/larder
 	$(CARGO) build --release --locked
 
 .PHONY: run
-run: build ## build and serve on PORT (8080) with the cache in CACHE (.larder), and print how to pull through it
+run: port-is-free build ## build and serve on PORT (8080) with the cache in CACHE (.larder), and print how to pull through it
 	@printf '%s\n' '' \
 	  'Larder will listen on port $(PORT), with its cache in $(CACHE). In another terminal:' '' \
 	  '  curl http://127.0.0.1:$(PORT)/v2/docker.io/library/alpine/manifests/latest' \
@@ -27,8 +27,14 @@ run: build ## build and serve on PORT (8080) with the cache in CACHE (.larder), 
 	  'Any public registry works the same way: put its name first in the path. Ctrl-C stops Larder.' ''
 	$(LARDER) --image-path $(CACHE) serve --host 127.0.0.1 --port $(PORT)
 
+.PHONY: port-is-free
+port-is-free:
+	@if command -v bash >/dev/null && bash -c 'exec 3<>/dev/tcp/127.0.0.1/$(PORT)' 2>/dev/null; then \
+	  echo 'make run: another program listens on port $(PORT); choose another one: make run PORT=8081' >&2; exit 1; fi
+
 .PHONY: demo
 demo: build ## demonstrate Larder without a network: cold pull, stop the registry, warm pull
+	@echo 'building the demonstration: a registry and a client in one program, some minutes the first time'
 	@$(CARGO) run --release --locked --quiet --example demo -- $(LARDER)
 
 .PHONY: test

@@ -151,12 +151,15 @@ pub fn common_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
 /// The error for a file whose certificates have all expired. A CA bundle may contain expired certificates beside
 /// valid ones, so it counts as expired only if no valid one is left.
 pub fn expired_in(path: &Path, now: SystemTime) -> Option<CertificateError> {
-    let ends = load_chain(path).ok()?.into_iter().filter_map(|certificate| {
-        let parsed = x509_cert::Certificate::from_der(&certificate).ok()?;
-        Some(parsed.tbs_certificate().validity().not_after.to_system_time())
-    });
+    let ends = load_chain(path).ok()?.into_iter().filter_map(|certificate| expiry(&certificate));
     let latest = ends.max()?;
     (latest < now).then(|| CertificateError::Expired { path: path.to_owned(), since: latest })
+}
+
+/// When a certificate expires, if it can be parsed.
+pub fn expiry(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
+    let parsed = x509_cert::Certificate::from_der(certificate).ok()?;
+    Some(parsed.tbs_certificate().validity().not_after.to_system_time())
 }
 
 /// What is wrong with a file of certificates or keys.

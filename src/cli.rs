@@ -1,6 +1,5 @@
 //! The command line: the structures that `argh` parses, without behaviour.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
@@ -9,7 +8,7 @@ use argh::{ArgsInfo, FromArgs};
 #[derive(Debug, FromArgs, ArgsInfo)]
 pub struct Arguments {
     /// configuration file (YAML)
-    #[argh(option)]
+    #[argh(option, short = 'c')]
     pub config_file: Option<PathBuf>,
     /// cache directory (default /var/lib/larder)
     #[argh(option)]
@@ -23,6 +22,9 @@ pub struct Arguments {
     /// log to this file instead of standard error
     #[argh(option)]
     pub log_file: Option<PathBuf>,
+    /// same as --log-level debug
+    #[argh(switch, short = 'v')]
+    pub verbose: bool,
     /// the command to run
     #[argh(subcommand)]
     pub command: Command,
@@ -38,6 +40,8 @@ pub enum Command {
     List(List),
     /// Pull images into the cache.
     Load(Load),
+    /// List the images that Kubernetes manifests and compose files name.
+    Images(Images),
     /// Remove images.
     Prune(Prune),
     /// Keep images from being evicted.
@@ -50,6 +54,8 @@ pub enum Command {
     Export(Export),
     /// Check the cache for damage and missing content.
     Verify(Verify),
+    /// Check whether registries, parents and the bucket can be used.
+    Check(Check),
     /// Turn offline mode on or off.
     Offline(Offline),
     /// Print the members of the group and their state.
@@ -72,22 +78,23 @@ pub enum Command {
 pub struct Serve {
     /// port to listen on (default 8080)
     #[argh(option)]
-    pub port: Option<u16>,
-    /// address to listen on (default 0.0.0.0)
+    pub port: Option<String>,
+    /// address to listen on, or localhost (default 0.0.0.0)
     #[argh(option)]
-    pub host: Option<IpAddr>,
+    pub host: Option<String>,
     /// port for GET /health (default: none)
     #[argh(option)]
-    pub health: Option<u16>,
+    pub health: Option<String>,
     /// port for GET /metrics (default: none)
     #[argh(option)]
-    pub metrics: Option<u16>,
+    pub metrics: Option<String>,
     /// registry for requests that do not name one, e.g. docker.io
     #[argh(option)]
     pub default_ns: Option<String>,
-    /// how long to wait for the first byte of a registry's response, in milliseconds (default 20000)
+    /// how long to wait for the first byte of a registry's response, e.g. 30s; without a unit, milliseconds
+    /// (default 20s)
     #[argh(option)]
-    pub pull_timeout: Option<u64>,
+    pub pull_timeout: Option<String>,
     /// never contact a registry; answer 404 for content that is not cached
     #[argh(switch)]
     pub air_gapped: bool,
@@ -132,6 +139,9 @@ pub struct List {
     /// print a JSON array
     #[argh(switch)]
     pub json: bool,
+    /// print only the names, one per line
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
     /// print the digests of all cached blobs and manifests, one per line, for export --except
     #[argh(switch)]
     pub digests: bool,
@@ -167,7 +177,7 @@ pub struct Prune {
     pub date: Option<String>,
     /// remove at most this many images, least recently used first
     #[argh(option)]
-    pub count: Option<usize>,
+    pub count: Option<String>,
     /// remove from the bucket (objectStore in the configuration) what exceeds its maxSize and unusedFor, now; all
     /// other conditions are for the cache directory. Takes ten minutes, unless with --dry-run
     #[argh(switch)]
@@ -193,6 +203,9 @@ pub struct Pin {
     /// file that lists images, one per line or separated by commas (repeatable)
     #[argh(option)]
     pub list: Vec<PathBuf>,
+    /// print all pins as a JSON array
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// Remove pins, so that the images may be evicted again.
@@ -215,6 +228,10 @@ pub struct Load {
     /// comma-separated image lists and bundles (see larder import); globs are allowed
     #[argh(option)]
     pub image_file: Option<String>,
+    /// file or directory of Kubernetes manifests or compose files whose images are loaded, - for standard input
+    /// (repeatable; see larder images)
+    #[argh(option)]
+    pub from: Vec<PathBuf>,
     /// name for the image of a single-image bundle
     #[argh(option)]
     pub resolve_ref: Option<String>,
@@ -224,13 +241,30 @@ pub struct Load {
     pub platform: Vec<String>,
     /// number of images to load at the same time (default 4)
     #[argh(option)]
-    pub parallel: Option<usize>,
+    pub parallel: Option<String>,
     /// number of attempts for each image (default 5)
     #[argh(option)]
-    pub attempts: Option<u32>,
-    /// print only the summary
-    #[argh(switch)]
+    pub attempts: Option<String>,
+    /// print only errors
+    #[argh(switch, short = 'q')]
     pub quiet: bool,
+}
+
+/// List the images in Kubernetes manifests, the output of helm template, kustomizations, compose files and custom
+/// resources, with full names, as an image list for larder load. Exits with 1 if there are none, or if a file could
+/// not be read.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "images")]
+pub struct Images {
+    /// files in YAML or JSON, directories of them, - for standard input
+    #[argh(positional)]
+    pub files: Vec<PathBuf>,
+    /// also read repository and tag pairs, as in the values file of a Helm chart
+    #[argh(switch)]
+    pub values: bool,
+    /// print a JSON array
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// Turn offline mode on or off for all servers on the cache directory; without an argument, show its
@@ -241,6 +275,21 @@ pub struct Offline {
     /// on: never contact registries; off: contact them as usual
     #[argh(positional)]
     pub switch: Option<String>,
+}
+
+/// Try what a pull needs, step by step: name, addresses, proxy, TLS and its certificate, the registry's API, and with an
+/// image the login, the remaining rate limit, ranges and the throughput of a layer. Says what to do about each failure,
+/// and exits with 1 if there is one. Uses nothing of the cache, and counts as one pull for the registry.
+#[derive(Debug, FromArgs, ArgsInfo)]
+#[argh(subcommand, name = "check")]
+pub struct Check {
+    /// registries such as docker.io, or images such as ghcr.io/org/app:1 (default: all registries in the
+    /// configuration, the parents, and the bucket)
+    #[argh(positional)]
+    pub targets: Vec<String>,
+    /// print a JSON array
+    #[argh(switch)]
+    pub json: bool,
 }
 
 /// Hash every blob in the cache, move damaged ones to quarantine, and check that every image is complete.
@@ -255,9 +304,12 @@ pub struct Verify {
     /// fetch missing and damaged content again
     #[argh(switch)]
     pub repair: bool,
-    /// limit on the bytes read per second, e.g. 50MB
+    /// limit on the bytes read per second, with a unit, e.g. 50MB
     #[argh(option)]
     pub rate: Option<String>,
+    /// print only problems
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
 }
 
 /// Import images from OCI image layouts and from the output of docker save, podman save and ctr images
@@ -278,6 +330,9 @@ pub struct Import {
     /// pin the imported images, so that they are never evicted
     #[argh(switch)]
     pub pin: bool,
+    /// print only errors
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
 }
 
 /// Export cached images to a bundle that larder import, skopeo, ctr images import and podman load can read.
@@ -295,7 +350,7 @@ pub struct Export {
     pub all: bool,
     /// file to write, - for standard output, a directory if the name ends with /, or s3://BUCKET/PREFIX in
     /// the store of objectStore
-    #[argh(option)]
+    #[argh(option, short = 'o')]
     pub output: PathBuf,
     /// tar (default) or dir
     #[argh(option)]
@@ -318,6 +373,9 @@ pub struct Export {
     /// export incomplete images as far as they are cached
     #[argh(switch)]
     pub partial: bool,
+    /// print only errors
+    #[argh(switch, short = 'q')]
+    pub quiet: bool,
 }
 
 /// Print the members of the group (peers in the configuration) as the running server sees them: their version,

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{api, bundle, config, http, oci, store, upstream, users};
+use crate::{api, bundle, config, http, image_references, oci, store, upstream, users};
 
 /// A target, which panics if a property does not hold for its input.
 type Target = fn(&[u8]);
@@ -44,6 +44,7 @@ const TARGETS: &[(&str, Target)] = &[
     ("bundle_tar", bundle::fuzzing::bundle_tar),
     ("bundle_files", bundle::fuzzing::bundle_files),
     ("compression", bundle::fuzzing::compression),
+    ("image_references", image_references::fuzzing::image_references),
 ];
 
 /// Runs the target `name`.

@@ -26,6 +26,7 @@ pub mod flight;
 pub mod fuzzing;
 pub mod hello;
 pub mod http;
+pub mod image_references;
 pub mod introduction;
 pub mod metrics;
 

@@ -3,14 +3,12 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use argh::{ArgsInfo, FlagInfoKind, FromArgs};
+use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs};
 use larder::bundle::STANDARD_INPUT;
 use larder::cli::Arguments;
 
 /// The exit code for an invalid command line.
 const USAGE: u8 = 2;
-/// Options that must precede the command.
-const GLOBAL_OPTIONS: [&str; 4] = ["--config-file", "--image-path", "--log-level", "--log-file"];
 /// How similar a word must be to the mistyped one to be suggested, from 0 to 1. Most single typing errors in
 /// short words are above it.
 const SUGGESTION_SIMILARITY_MIN: f64 = 0.8;
@@ -18,7 +16,7 @@ const SUGGESTION_SIMILARITY_MIN: f64 = 0.8;
 fn main() -> ExitCode {
     let typed: Vec<String> =
         std::env::args_os().map(|each| each.to_string_lossy().into_owned()).collect();
-    let words = normalized(&typed[1.min(typed.len())..]);
+    let words = hoisted(&normalized(&typed[1.min(typed.len())..]));
     // Errors of writing are ignored: there is no other place to report them, and readers may close pipes.
     match Arguments::from_args(&["larder"], &words) {
         Ok(arguments) => match larder::commands::run(arguments) {
@@ -34,15 +32,11 @@ fn main() -> ExitCode {
         }
         Err(exit) => {
             let _ = write!(std::io::stderr(), "larder: {}", exit.output);
-            if let Some(option) = misplaced(&words) {
-                let _ = writeln!(
-                    std::io::stderr(),
-                    "{option} must precede the command: larder {option} … COMMAND"
-                );
-            } else if let Some(word) = suggestion(&words) {
+            if let Some(word) = suggestion(&words) {
                 let _ = writeln!(std::io::stderr(), "Did you mean {word}?");
             }
-            let _ = writeln!(std::io::stderr(), "Run larder --help for more information.");
+            let command = recognised(&words);
+            let _ = writeln!(std::io::stderr(), "Run {command} --help for more information.");
             ExitCode::from(USAGE)
         }
     }
@@ -73,36 +67,89 @@ fn normalized(typed: &[String]) -> Vec<&str> {
     words
 }
 
-/// A global option after the command, where `argh` does not accept it.
-fn misplaced<'words>(words: &[&'words str]) -> Option<&'words str> {
-    let is_global = |word: &&str| GLOBAL_OPTIONS.contains(word);
-    let before = words.chunks(2).take_while(|pair| is_global(&pair[0])).count() * 2;
-    let after = words.get(before..)?.iter().copied().take_while(|word| *word != "--");
-    after.skip(1).find(is_global)
+/// A word of the command line, with its value if it is an option that takes one.
+struct Word<'words> {
+    text: &'words str,
+    value: Option<&'words str>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// An option of the program, or of the command.
+    Option {
+        is_global: bool,
+    },
+    Command,
+    Argument,
+    /// Neither an option nor a command, with those that could be here.
+    Unknown(Vec<&'static str>),
+}
+
+/// The words up to `--`.
+fn classified<'words>(words: &[&'words str]) -> Vec<Word<'words>> {
+    let global = Arguments::get_args_info().flags;
+    let mut info = Arguments::get_args_info();
+    let mut words = words.iter().copied().take_while(|word| *word != "--");
+    let mut all = Vec::new();
+    while let Some(text) = words.next() {
+        let is_it = |flag: &&FlagInfo<'static>| {
+            flag.long == text || flag.short.is_some_and(|letter| text == format!("-{letter}"))
+        };
+        let (own, of_program) = (info.flags.iter().find(is_it), global.iter().find(is_it));
+        let (kind, value) = match own.or(of_program) {
+            Some(flag) => {
+                let value = if flag.kind == FlagInfoKind::Switch { None } else { words.next() };
+                (Kind::Option { is_global: of_program.is_some() && flag.long != "--help" }, value)
+            }
+            None if text.starts_with('-') && text.len() > 1 => {
+                let known = info.flags.iter().chain(global).map(|flag| flag.long);
+                (Kind::Unknown(known.collect()), None)
+            }
+            None if info.commands.is_empty() => (Kind::Argument, None),
+            None => match info.commands.iter().position(|each| each.name == text) {
+                Some(index) => {
+                    info = info.commands.swap_remove(index).command;
+                    (Kind::Command, None)
+                }
+                None => {
+                    let known = info.commands.iter().map(|each| each.command.name);
+                    (Kind::Unknown(known.collect()), None)
+                }
+            },
+        };
+        all.push(Word { text, value, kind });
+    }
+    all
+}
+
+/// The same command line with the program's options before the command, where `argh` accepts them.
+fn hoisted<'words>(words: &[&'words str]) -> Vec<&'words str> {
+    let all = classified(words);
+    let classified: usize = all.iter().map(|word| 1 + usize::from(word.value.is_some())).sum();
+    let is_global = |word: &&Word<'_>| matches!(word.kind, Kind::Option { is_global: true });
+    let (before, after): (Vec<&Word<'_>>, Vec<_>) = all.iter().partition(is_global);
+    let typed = before.into_iter().chain(after);
+    let mut hoisted: Vec<&str> =
+        typed.flat_map(|word| [Some(word.text), word.value]).flatten().collect();
+    hoisted.extend(&words[classified..]);
+    hoisted
 }
 
 /// The command or option that was probably meant by the first word that is neither.
 fn suggestion(words: &[&str]) -> Option<&'static str> {
-    let mut info = Arguments::get_args_info();
-    let mut words = words.iter().take_while(|word| **word != "--");
-    while let Some(word) = words.next() {
-        if word.starts_with('-') {
-            match info.flags.iter().find(|flag| flag.long == *word) {
-                None => return most_similar(word, info.flags.iter().map(|flag| flag.long)),
-                Some(flag) if flag.kind == FlagInfoKind::Switch => {}
-                // Its value.
-                Some(_) => drop(words.next()),
-            }
-        } else if !info.commands.is_empty() {
-            match info.commands.iter().position(|each| each.name == *word) {
-                None => {
-                    return most_similar(word, info.commands.iter().map(|each| each.command.name));
-                }
-                Some(index) => info = info.commands.swap_remove(index).command,
-            }
-        }
-    }
-    None
+    let all = classified(words);
+    let (word, known) = all.iter().find_map(|word| match &word.kind {
+        Kind::Unknown(known) => Some((word.text, known)),
+        _ => None,
+    })?;
+    most_similar(word, known.iter().copied())
+}
+
+/// The program and the commands that were recognised, for example `larder config check`.
+fn recognised(words: &[&str]) -> String {
+    let all = classified(words);
+    let commands = all.iter().filter(|word| matches!(word.kind, Kind::Command));
+    std::iter::once("larder").chain(commands.map(|word| word.text)).collect::<Vec<_>>().join(" ")
 }
 
 fn most_similar(
@@ -152,6 +199,7 @@ mod tests {
             ("serve --air-gaped --port 1", Some("--air-gapped")),
             ("frobnicate", None),
             ("list alpine", None),
+            ("list --image-pat x", Some("--image-path")),
             ("list -- --tre", None),
             ("", None),
         ] {
@@ -161,18 +209,36 @@ mod tests {
     }
 
     #[test]
-    fn global_options_after_a_command_are_found() {
-        for (typed, found) in [
-            ("list --image-path x", Some("--image-path")),
-            ("--config-file x serve --port 1 --log-level info", Some("--log-level")),
-            ("--config-file --image-path list", None),
-            ("--config-file x list", None),
-            ("list -- --image-path", None),
-            ("--config-file", None),
-            ("", None),
+    fn options_of_the_program_may_follow_the_command() {
+        for (typed, expected) in [
+            ("list --image-path x", "--image-path x list"),
+            ("-c x serve --port 1 -v", "-c x -v serve --port 1"),
+            ("config show --config-file x", "--config-file x config show"),
+            ("--config-file --image-path list", "--config-file --image-path list"),
+            ("export -o --image-path -q", "export -o --image-path -q"),
+            ("list a -- --image-path", "list a -- --image-path"),
+            ("list --image-path", "--image-path list"),
+            ("list --nosuch --image-path x", "--image-path x list --nosuch"),
+            ("list --help", "list --help"),
+            ("--help", "--help"),
+            ("", ""),
         ] {
             let words: Vec<&str> = typed.split_whitespace().collect();
-            assert_eq!(misplaced(&words), found, "{typed}");
+            assert_eq!(hoisted(&words).join(" "), expected, "{typed}");
+        }
+    }
+
+    #[test]
+    fn help_is_offered_for_the_command_that_was_meant() {
+        for (typed, expected) in [
+            ("load --atempts 3", "larder load"),
+            ("-c x config chek", "larder config"),
+            ("config show --x", "larder config show"),
+            ("lod x", "larder"),
+            ("", "larder"),
+        ] {
+            let words: Vec<&str> = typed.split_whitespace().collect();
+            assert_eq!(recognised(&words), expected, "{typed}");
         }
     }
 }

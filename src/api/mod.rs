@@ -33,8 +33,8 @@ use crate::via::{self, Loop, Via};
 
 pub use hosts::{HostName, HostNameError};
 pub use management::{
-    Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting, image_document,
-    report_document,
+    CheckTarget, Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting,
+    check_document, image_document, report_document,
 };
 pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;

@@ -34,6 +34,11 @@ pub enum ImportEvent<'a> {
         /// The missing content.
         missing: Vec<&'a Descriptor>,
     },
+    /// More content was copied into the cache.
+    Progress {
+        /// How many bytes more.
+        bytes: u64,
+    },
     /// An entry or image of a bundle was not imported.
     Refused {
         /// The bundle.
@@ -120,6 +125,7 @@ impl fmt::Display for ImportEvent<'_> {
                     ),
                 }
             }
+            ImportEvent::Progress { bytes } => write!(f, "{} copied", size(*bytes)),
             ImportEvent::Incomplete { reference, missing } => {
                 let bytes = missing.iter().map(|each| each.size).fold(0, u64::saturating_add);
                 write!(

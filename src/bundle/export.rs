@@ -31,6 +31,37 @@ pub struct ExportSummary {
     pub volumes: Option<u32>,
 }
 
+/// An event of an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportEvent {
+    /// The export begins.
+    Begins {
+        /// The bytes of content to write, before compression.
+        bytes: u64,
+    },
+    /// More content was written.
+    Progress {
+        /// How many bytes more.
+        bytes: u64,
+    },
+}
+
+/// An output to which nothing was written yet. Dropping it removes an unfinished file.
+pub struct OpenOutput {
+    output: Output,
+    form: Form,
+}
+
+impl OpenOutput {
+    /// Opens an output, so that one that cannot be written is noticed before any work.
+    ///
+    /// # Errors
+    /// [`BundleError`] if it cannot be created, or is a directory with other content.
+    pub fn open(form: Form) -> Result<OpenOutput, BundleError> {
+        Ok(OpenOutput { output: Output::open(&form)?, form })
+    }
+}
+
 /// The blobs that the destination already has.
 #[derive(Debug, Clone, Default)]
 pub struct Have(HashSet<Digest>);
@@ -54,19 +85,21 @@ pub fn export(
     store: &Store,
     images: &[Chosen],
     have: &Have,
-    form: &Form,
+    output: OpenOutput,
+    report: &mut dyn FnMut(ExportEvent),
 ) -> Result<ExportSummary, BundleError> {
+    let OpenOutput { mut output, form } = output;
     // The lock keeps sweeps from removing blobs before they are written. Without write access there are no sweeps.
     let _lock = if store.is_writable() { Some(store.bundle_lock()?) } else { None };
     let contents = Contents::of(images, have);
-    let mut output = Output::open(form)?;
-    let documents = contents.documents(images, form)?;
+    report(ExportEvent::Begins { bytes: contents.summary.bytes });
+    let documents = contents.documents(images, &form)?;
     if !output.wants_names_last() {
         write_documents(&mut output, &documents)?;
     }
     let blobs = contents.manifests.iter().chain(&contents.blobs);
     for (digest, size) in blobs {
-        write_blob(store, &mut output, digest, *size)?;
+        write_blob(store, &mut output, digest, *size, report)?;
     }
     if output.wants_names_last() {
         write_documents(&mut output, &documents)?;
@@ -148,16 +181,18 @@ fn write_blob(
     output: &mut Output,
     digest: &Digest,
     size: u64,
+    report: &mut dyn FnMut(ExportEvent),
 ) -> Result<(), BundleError> {
     let name = blob_name(digest);
     if output.has_blob(&name, size) {
+        report(ExportEvent::Progress { bytes: size });
         return Ok(());
     }
     let blob = store.blob(digest, Some(size)).ok_or_else(|| BundleError::DamagedBlob {
         digest: *digest,
         reason: "it is absent or has another size".into(),
     })?;
-    let mut content = Verified::new(&blob, digest);
+    let mut content = Verified::new(&blob, digest, report);
     let put = output.put(&name, size, &mut content);
     match content.damage {
         Some(reason) => Err(BundleError::DamagedBlob { digest: *digest, reason }),
@@ -172,16 +207,22 @@ struct Verified<'a> {
     digest: &'a Digest,
     verifier: Verifier,
     damage: Option<String>,
+    report: &'a mut dyn FnMut(ExportEvent),
 }
 
 impl<'a> Verified<'a> {
-    fn new(blob: &'a Blob, digest: &'a Digest) -> Verified<'a> {
+    fn new(
+        blob: &'a Blob,
+        digest: &'a Digest,
+        report: &'a mut dyn FnMut(ExportEvent),
+    ) -> Verified<'a> {
         Verified {
             source: BlobReader { blob, offset: 0 },
             left: blob.size,
             digest,
             verifier: Verifier::new(digest.algorithm()),
             damage: None,
+            report,
         }
     }
 }
@@ -195,6 +236,7 @@ impl Read for Verified<'_> {
                 return Err(error);
             }
         };
+        (self.report)(ExportEvent::Progress { bytes: read as u64 });
         self.verifier.update(&buffer[..read]);
         self.left = self.left.saturating_sub(read as u64);
         // Before the last bytes are passed on, so that damaged content is never written completely.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use super::compression::{Compression, Compressor, decompress};
 use super::output::{Destination, Form};
 use super::source::BundleSource;
-use super::{Have, ImportEvent, ImportSettings, Selection, export, import, select};
+use super::{Have, ImportEvent, ImportSettings, OpenOutput, Selection, export, import, select};
 use crate::fuzzing::{Scratch, line};
 use crate::oci::{Algorithm, Digest};
 use crate::store::{Checked, Store};
@@ -118,7 +118,9 @@ fn check(tar: Arc<[u8]>) {
     let path = scratch.path().join("bundle.tar");
     let destination = Destination::File(path.clone());
     let form = Form { destination, compression: Compression::None };
-    export(&store, &plan.images, &Have::default(), &form).expect("the cache can be exported");
+    let output = OpenOutput::open(form).expect("it can be created");
+    export(&store, &plan.images, &Have::default(), output, &mut |_| {})
+        .expect("the cache can be exported");
     let other = scratch.store("second");
     imported(&other, &BundleSource::File(path)).expect("an export can be imported");
     assert_is_sound(&other);
@@ -136,6 +138,7 @@ fn imported(store: &Store, source: &BundleSource) -> Option<usize> {
         }
         ImportEvent::Incomplete { missing, .. } => assert!(!missing.is_empty()),
         ImportEvent::Refused { reason, .. } => assert_is_safe(reason),
+        ImportEvent::Progress { bytes } => assert!(*bytes > 0),
     });
     summary.ok().map(|summary| summary.images)
 }

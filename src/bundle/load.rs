@@ -107,6 +107,8 @@ pub enum Outcome {
     Failed {
         /// The reason.
         reason: String,
+        /// Whether another load cannot succeed unless something is changed: there is no such image, or it is denied.
+        is_permanent: bool,
     },
 }
 
@@ -117,13 +119,26 @@ pub struct LoadSummary {
     pub images: Vec<(String, Outcome)>,
 }
 
+impl From<Failure> for Outcome {
+    fn from(failure: Failure) -> Outcome {
+        Outcome::Failed { reason: failure.reason, is_permanent: failure.retry.is_none() }
+    }
+}
+
 impl LoadSummary {
     /// The images that could not be loaded, with the reasons.
     pub fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
         self.images.iter().filter_map(|(image, outcome)| match outcome {
-            Outcome::Failed { reason } => Some((image.as_str(), reason.as_str())),
+            Outcome::Failed { reason, .. } => Some((image.as_str(), reason.as_str())),
             _ => None,
         })
+    }
+
+    /// How many of the failures are permanent.
+    pub fn failed_permanently(&self) -> usize {
+        let is_permanent =
+            |outcome: &Outcome| matches!(outcome, Outcome::Failed { is_permanent: true, .. });
+        self.images.iter().filter(|(_, outcome)| is_permanent(outcome)).count()
     }
 }
 
@@ -159,7 +174,9 @@ pub fn load(
     });
     let outcomes = outcomes.into_iter().map(|slot| {
         let outcome = slot.into_inner().ok().flatten();
-        outcome.unwrap_or_else(|| Outcome::Failed { reason: "loading it panicked".into() })
+        let panicked =
+            || Outcome::Failed { reason: "loading it panicked".into(), is_permanent: false };
+        outcome.unwrap_or_else(panicked)
     });
     LoadSummary { images: images.into_iter().map(|image| image.reference).zip(outcomes).collect() }
 }
@@ -167,7 +184,7 @@ pub fn load(
 /// An image to load, or an entry of the list that failed before its images were known.
 struct Image {
     reference: String,
-    wanted: Result<(ImageName, Reference), String>,
+    wanted: Result<(ImageName, Reference), Outcome>,
 }
 
 struct Loading<'a> {
@@ -215,13 +232,13 @@ impl Loading<'_> {
                 wanted: Ok((name.clone(), reference.clone())),
             }],
             Wanted::Tags(name, pattern) => {
-                let failed = |reason| {
+                let failed = |failure: Failure| {
                     let reference = format!("{name}:{pattern}");
-                    vec![Image { reference, wanted: Err(reason) }]
+                    vec![Image { reference, wanted: Err(failure.into()) }]
                 };
                 match self.retrying(&format!("{name}:{pattern}"), || self.tags(name, pattern)) {
-                    Err(reason) => failed(reason),
-                    Ok(tags) if tags.is_empty() => failed("no tag matches".into()),
+                    Err(failure) => failed(failure),
+                    Ok(tags) if tags.is_empty() => failed("no tag matches".to_owned().into()),
                     Ok(tags) => tags
                         .into_iter()
                         .map(|tag| {
@@ -266,7 +283,7 @@ impl Loading<'_> {
     fn image(&self, image: &Image) -> Outcome {
         let (name, reference) = match &image.wanted {
             Ok(wanted) => wanted,
-            Err(reason) => return Outcome::Failed { reason: reason.clone() },
+            Err(outcome) => return outcome.clone(),
         };
         // In all attempts.
         let mut fetched_bytes = 0;
@@ -279,7 +296,7 @@ impl Loading<'_> {
         match how {
             Ok(How::Stale) => Outcome::Unconfirmed { fetched_bytes },
             Ok(_) => Outcome::Loaded { fetched_bytes },
-            Err(reason) => Outcome::Failed { reason },
+            Err(failure) => failure.into(),
         }
     }
 
@@ -287,7 +304,7 @@ impl Loading<'_> {
         &self,
         image: &str,
         mut attempt: impl FnMut() -> Result<T, Failure>,
-    ) -> Result<T, String> {
+    ) -> Result<T, Failure> {
         let mut backoff = self.settings.first_wait;
         for left in (0..self.settings.attempts.max(1)).rev() {
             match attempt() {
@@ -298,10 +315,10 @@ impl Loading<'_> {
                     thread::sleep(wait);
                     backoff = backoff.saturating_mul(2);
                 }
-                Err(Failure { reason, .. }) => return Err(reason),
+                Err(failure) => return Err(failure),
             }
         }
-        Err("it was not attempted".into())
+        Err("it was not attempted".to_owned().into())
     }
 
     /// One attempt: fetches the manifest, then everything below it. Returns where the manifest came from.

@@ -33,7 +33,7 @@ mod volumes;
 pub use compression::Compression;
 pub use error::BundleError;
 pub use event::{Before, ImportEvent, ImportSummary, Origin};
-pub use export::{ExportSummary, Have, export};
+pub use export::{ExportEvent, ExportSummary, Have, OpenOutput, export};
 pub use import::{ImportSettings, import};
 pub use list::{ListError, Wanted};
 pub use load::{LoadEvent, LoadSettings, LoadSummary, Outcome, load};

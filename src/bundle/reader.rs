@@ -253,7 +253,7 @@ impl Reader<'_> {
 
     /// Copies content into a temporary file and hashes it.
     fn spool(
-        &self,
+        &mut self,
         path: &str,
         algorithm: Algorithm,
         size: u64,
@@ -270,6 +270,7 @@ impl Reader<'_> {
             }
             spool.write(&piece[..read])?;
             left = left.saturating_sub(read as u64);
+            (self.report)(&ImportEvent::Progress { bytes: read as u64 });
         }
         Ok(spool)
     }

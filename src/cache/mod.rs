@@ -71,11 +71,12 @@ pub use prefetch::{Prefetch, PrefetchOnHead};
 pub use redirects::REDIRECTED_BYTES_MIN;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
-pub use uploads::{BucketStatus, UploadSettings, UploadThread};
+pub use uploads::{BucketStatus, UploadSettings, UploadThread, bucket_capabilities};
 
 pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
 pub use crate::upstream::{
-    BreakerState, EndpointKind, EndpointStatus, ManifestHead, PeerStatus, UpstreamStatus,
+    BreakerState, EndpointCheck, EndpointKind, EndpointStatus, ManifestHead, PeerStatus,
+    UpstreamStatus,
 };
 
 use blobs::BlobCache;

@@ -1,7 +1,9 @@
 //! The state of the cache as the management API and the metrics report it.
 
 use super::scheduler::SchedulerLoad;
-use crate::oci::{Digest, ImageName, Upstream};
+use super::{Cache, CacheError};
+use crate::oci::{Digest, ImageName, Reference, Repository, Upstream};
+use crate::upstream::EndpointCheck;
 
 /// A download under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,4 +50,22 @@ pub struct Counts {
     pub images_evicted: u64,
     /// The bytes freed by eviction.
     pub bytes_evicted: u64,
+}
+
+impl Cache {
+    /// Tries everything that a pull needs from a registry, with an image if one is given. Blocks, for a minute at most if
+    /// nothing responds. Does not use what is cached.
+    ///
+    /// # Errors
+    /// [`CacheError::NotCached`] if the server is offline; others if the registry may not be contacted.
+    pub fn check(
+        &self,
+        upstream: &Upstream,
+        image: Option<(&Repository, &Reference)>,
+    ) -> Result<Vec<EndpointCheck>, CacheError> {
+        if self.is_offline() {
+            return Err(CacheError::NotCached);
+        }
+        Ok(self.core().sources.check(upstream, image)?)
+    }
 }

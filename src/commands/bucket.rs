@@ -1,5 +1,6 @@
 //! `larder list --bucket`, `larder prune --bucket`, and `larder export` and `import` with `s3://…`.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -7,13 +8,15 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::selection::Selected;
 use super::{CommandError, existing_store, printed, table};
 use crate::cache::{
     BucketImage, CopyError, CopySummary, SweepError, SweepTimes, Sweeper, copy_from_bucket,
     copy_to_bucket,
 };
+use crate::cli;
 use crate::config::{self, Settings};
-use crate::oci::{Choice, PartReference, Reference};
+use crate::oci::{ImageName, PartReference, Reference};
 use crate::prune::timestamp;
 use crate::store::{Store, StoredImage};
 use crate::units::{self, plural, size};
@@ -28,17 +31,27 @@ const SHORT_DIGEST: usize = 12;
 /// [`CommandError`] if there is no bucket, or it cannot be read.
 pub(super) fn list(
     settings: &Settings,
-    selected: &[Choice],
-    is_json: bool,
+    selected: &Selected,
+    command: &cli::List,
 ) -> Result<(), CommandError> {
     let bucket = bucket(settings)?;
     let mut images = with_sweeper(settings, &bucket, |sweeper| sweeper.list())?;
-    images.retain(|image| is_selected(image, selected));
+    let names: Vec<Option<(ImageName, Reference)>> = images.iter().map(name).collect();
+    let matched = selected.check(names.iter().flatten().map(|(name, reference)| (name, reference)));
+    images.retain(|image| match name(image) {
+        Some((name, reference)) => selected.covers(&name, &reference),
+        None => selected.is_everything(),
+    });
     let out = &mut io::stdout().lock();
-    printed(match is_json {
-        true => print_json(out, &images),
-        false => print_table(out, &images),
-    })
+    printed(match command {
+        cli::List { json: true, .. } => print_json(out, &images),
+        cli::List { quiet: true, .. } => {
+            images.iter().try_for_each(|image| writeln!(out, "{}", image.image))
+        }
+        _ if images.is_empty() && matched.is_err() => Ok(()),
+        _ => print_table(out, &images),
+    })?;
+    matched
 }
 
 /// Removes from the bucket what exceeds its limits.
@@ -122,11 +135,17 @@ pub(super) fn export(
     place: Place,
     store: &Store,
     images: &[StoredImage],
+    is_quiet: bool,
 ) -> Result<(), CommandError> {
     let bucket = place.open(settings)?;
-    let mut copied = |image: &str| super::note(&image);
+    let note = |line: &dyn fmt::Display| {
+        if !is_quiet {
+            super::note(line);
+        }
+    };
+    let mut copied = |image: &str| note(&image);
     let summary = copy_to_bucket(store, &bucket, images, &mut copied).map_err(failed)?;
-    super::note(&described(&summary, &format!("written to {}", bucket.url())));
+    note(&described(&summary, &format!("written to {}", bucket.url())));
     Ok(())
 }
 
@@ -138,16 +157,22 @@ pub(super) fn import(
     settings: &Settings,
     place: Place,
     store: &Store,
+    is_quiet: bool,
 ) -> Result<Vec<String>, CommandError> {
     let bucket = place.open(settings)?;
     let sweeper = sweeper(settings, &bucket, store);
     let mut names = Vec::new();
+    let note = |line: &dyn fmt::Display| {
+        if !is_quiet {
+            super::note(line);
+        }
+    };
     let mut copied = |image: &BucketImage| {
-        super::note(&image.image);
+        note(&image.image);
         names.push(image.image.clone());
     };
     let summary = copy_from_bucket(&sweeper, &mut copied).map_err(failed)?;
-    super::note(&described(&summary, &format!("imported from {}", bucket.url())));
+    note(&described(&summary, &format!("imported from {}", bucket.url())));
     Ok(names)
 }
 
@@ -200,15 +225,9 @@ fn sweeper<'a>(settings: &'a Settings, bucket: &'a ObjectStore, store: &'a Store
     }
 }
 
-fn is_selected(image: &BucketImage, selected: &[Choice]) -> bool {
-    let Ok(PartReference { name, reference: Some(reference) }) = PartReference::parse(&image.image)
-    else {
-        return selected.is_empty();
-    };
-    let covers = |choice: &Choice| match &reference {
-        Reference::Tag(_) | Reference::Digest(_) => choice.covers(&name, &reference),
-    };
-    selected.is_empty() || selected.iter().any(covers)
+fn name(image: &BucketImage) -> Option<(ImageName, Reference)> {
+    let PartReference { name, reference } = PartReference::parse(&image.image).ok()?;
+    Some((name, reference?))
 }
 
 fn print_table(out: &mut dyn Write, images: &[BucketImage]) -> io::Result<()> {

@@ -14,11 +14,18 @@ pub(super) fn check(settings: &Settings, file: Option<&Path>) -> Result<(), Comm
     reload::check(settings)?;
     let preload = settings.preload_images.as_deref();
     preload.map(|path| load::read_list(path, &settings.naming)).transpose()?;
-    for remark in reload::remarks(settings) {
-        note(&remark);
-    }
+    let remarks = reload::remarks(settings);
+    remarks.iter().for_each(|remark| note(remark));
+    let errors = remarks.iter().filter(|remark| remark.is_error()).count();
     let file = file.map_or("the default configuration".into(), |file| file.display().to_string());
+    if errors > 0 {
+        return Err(CommandError::Flawed { file, errors });
+    }
     let registries = plural(settings.upstream.registries.len(), "registry entry");
-    say(&format!("{file}: valid, {registries}"));
+    let warnings = match remarks.len() {
+        0 => String::new(),
+        warnings => format!(", {}", plural(warnings, "warning")),
+    };
+    say(&format!("{file}: valid, {registries}{warnings}"));
     Ok(())
 }

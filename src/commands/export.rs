@@ -1,17 +1,19 @@
 //! `larder export`: exports images from the cache, also while a server runs.
 
 use std::fmt;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::progress::Progress;
+use super::selection::{choices, invalid, read};
 use super::{CommandError, bucket, existing_store, logging, note};
 use crate::bundle::{
-    self, BundleError, Chosen, Compression, Destination, ExportSummary, Form, Have, Selection,
+    self, BundleError, Chosen, Compression, Destination, ExportEvent, ExportSummary, Form, Have,
+    OpenOutput, Selection,
 };
 use crate::cli::Export;
 use crate::config::Settings;
-use crate::oci::{Choice, PlatformError};
+use crate::oci::PlatformError;
 use crate::prune::parse_since;
 use crate::store::StoredImage;
 use crate::units::{plural, size};
@@ -29,6 +31,8 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     let (selection, form) = (selection(settings, typed)?, form(typed)?);
     let have = have(typed)?;
     let store = existing_store(&settings.store)?;
+    // Before the cache is read, which takes time.
+    let output = place.is_none().then(|| OpenOutput::open(form)).transpose()?;
     let doing = "list the images in the cache";
     let plan = bundle::select(&store, &selection)
         .map_err(|source| CommandError::System { doing, source })?;
@@ -41,15 +45,26 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     if plan.images.is_empty() && selection.since.is_none() {
         return Err(BundleError::NothingChosen.into());
     }
-    for chosen in &plan.images {
-        note(&Line(chosen));
+    if !typed.quiet {
+        plan.images.iter().for_each(|chosen| note(&Line(chosen)));
     }
-    if let Some(place) = place {
+    let Some(output) = output else {
         let images: Vec<StoredImage> = plan.images.into_iter().map(|chosen| chosen.image).collect();
-        return bucket::export(settings, place, &store, &images);
+        return place
+            .map_or(Ok(()), |place| bucket::export(settings, place, &store, &images, typed.quiet));
+    };
+    let mut progress = Progress::start(true, "exported", None);
+    let exported = bundle::export(&store, &plan.images, &have, output, &mut |event| match event {
+        ExportEvent::Begins { bytes } => {
+            progress = Progress::start(typed.quiet, "exported", Some(bytes));
+        }
+        ExportEvent::Progress { bytes } => progress.add(bytes),
+    });
+    progress.end();
+    let summary = exported?;
+    if !typed.quiet {
+        note(&Summary(&summary, &typed.output));
     }
-    let summary = bundle::export(&store, &plan.images, &have, &form)?;
-    note(&Summary(&summary, &typed.output));
     Ok(())
 }
 
@@ -125,38 +140,9 @@ fn form(typed: &Export) -> Result<Form, CommandError> {
     Ok(Form { destination, compression: compression.unwrap_or(Compression::of_name(output)) })
 }
 
-/// The given images and those in lists.
-///
-/// # Errors
-/// [`CommandError::Usage`] for an invalid image, and for a list that cannot be read.
-pub(super) fn choices(
-    settings: &Settings,
-    typed: &[String],
-    lists: &[PathBuf],
-) -> Result<Vec<Choice>, CommandError> {
-    let expand = |text: &str| settings.naming.expand(text);
-    let parse = |text: &String| expand(text).parse().map_err(CommandError::Usage);
-    let mut choices = typed.iter().map(parse).collect::<Result<Vec<Choice>, _>>()?;
-    for path in lists {
-        let text = read("--list", path)?;
-        choices
-            .extend(Choice::parse_list_with(&text, expand).map_err(|error| invalid(path, &error))?);
-    }
-    Ok(choices)
-}
-
 fn have(typed: &Export) -> Result<Have, CommandError> {
     let Some(path) = &typed.except else { return Ok(Have::default()) };
     Have::parse(&read("--except", path)?).map_err(|error| invalid(path, &error))
-}
-
-fn read(flag: &str, path: &Path) -> Result<String, CommandError> {
-    let text = |error| format!("cannot read {}: {error}", path.display());
-    fs::read_to_string(path).map_err(|error| CommandError::usage(flag, &text(error)))
-}
-
-fn invalid(path: &Path, error: &str) -> CommandError {
-    CommandError::Usage(format!("{}: {error}", path.display()))
 }
 
 /// The output line of an exported image.

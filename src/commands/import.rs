@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::progress::Progress;
 use super::{CommandError, bucket, logging, note};
 use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
 use crate::cli::Import;
@@ -31,18 +32,23 @@ pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandE
                 let text = "--name: images of a bucket have their names";
                 return Err(CommandError::Usage(text.into()));
             }
-            Some(place) => imported.extend(bucket::import(settings, place, &store)?),
+            Some(place) => imported.extend(bucket::import(settings, place, &store, typed.quiet)?),
             None => paths.push(path.clone()),
         }
     }
     let is_from_buckets_only = paths.is_empty();
-    let import_files =
-        || import_with(&store, &paths, name, &mut |reference| imported.push(reference.to_owned()));
+    let import_files = || {
+        import_with(&store, &paths, name, typed.quiet, &mut |reference| {
+            imported.push(reference.to_owned())
+        })
+    };
     let result = if is_from_buckets_only { Ok(()) } else { import_files() };
     // Images that were imported are pinned even if others failed.
     if typed.pin {
         store.add_pins(&imported)?;
-        note(&format!("{} pinned", plural(imported.len(), "image")));
+        if !typed.quiet {
+            note(&format!("{} pinned", plural(imported.len(), "image")));
+        }
     }
     result
 }
@@ -55,8 +61,9 @@ pub(super) fn import_bundles(
     store: &Store,
     paths: &[PathBuf],
     name: Option<PartReference>,
+    is_quiet: bool,
 ) -> Result<(), CommandError> {
-    import_with(store, paths, name, &mut |_| {})
+    import_with(store, paths, name, is_quiet, &mut |_| {})
 }
 
 /// As [`import_bundles`], and calls `named` with every imported reference.
@@ -64,18 +71,26 @@ fn import_with(
     store: &Store,
     paths: &[PathBuf],
     name: Option<PartReference>,
+    is_quiet: bool,
     named: &mut dyn FnMut(&str),
 ) -> Result<(), CommandError> {
     let sources = BundleSource::all_of(paths)?;
     let import_settings = ImportSettings { name, now: SystemTime::now() };
     let mut summary = ImportSummary::default();
     for source in &sources {
-        match bundle::import(store, source, &import_settings, &mut |event| {
-            if let ImportEvent::Imported { reference, .. } = event {
+        let mut progress = Progress::start(is_quiet, "imported", None);
+        let imported = bundle::import(store, source, &import_settings, &mut |event| match event {
+            ImportEvent::Progress { bytes } => progress.add(*bytes),
+            ImportEvent::Imported { reference, .. } => {
                 named(reference);
+                if !is_quiet {
+                    progress.note(event);
+                }
             }
-            note(event);
-        }) {
+            ImportEvent::Incomplete { .. } | ImportEvent::Refused { .. } => progress.note(event),
+        });
+        progress.end();
+        match imported {
             Ok(of_one) => summary.add(of_one),
             Err(error @ BundleError::Store(_)) => return Err(error.into()),
             Err(error) if sources.len() == 1 => return Err(error.into()),
@@ -85,7 +100,9 @@ fn import_with(
             }
         }
     }
-    note(&summary);
+    if !is_quiet {
+        note(&summary);
+    }
     match summary.failures {
         0 => Ok(()),
         failures => Err(BundleError::SomeFailed { failures }.into()),

@@ -7,13 +7,13 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::export::choices;
+use super::selection::Selected;
 use super::{CommandError, bucket, existing_store, printed, table};
 use crate::api::image_document;
 use crate::cache::FreshnessPolicy;
 use crate::cli;
 use crate::config::Settings;
-use crate::oci::{Choice, Digest, Pattern, PatternError, Reference};
+use crate::oci::{Digest, Reference};
 use crate::prune::{Pins, PruneError};
 use crate::store::{Access, Graph, ImageUsage, IncompleteImage, Store, StoreError, StoredImage};
 use crate::units;
@@ -26,62 +26,32 @@ const SHORT_DIGEST: usize = 12;
 /// # Errors
 /// [`CommandError`] for an invalid pattern or order, and if there is no cache.
 pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), CommandError> {
-    let mut selected = choices(settings, &command.patterns, &[])?;
-    selected.extend(expressions(command.pattern.as_deref())?.into_iter().map(Choice::Matching));
+    let selected = Selected::parse(settings, &command.patterns, command.pattern.as_deref())?;
     if command.bucket {
-        return bucket::list(settings, &selected, command.json);
+        return bucket::list(settings, &selected, command);
     }
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
     let pins = Pins::load(&store, &settings.cache.maintenance.pins).map_err(PruneError::Pins)?;
     let mut rows = rows(&store, &settings.cache.freshness, &pins, &selected)?;
+    let uncached = uncached(&store, &selected, &rows);
+    let matched = selected.check_in(&store, &uncached);
     rows.retain(|row| row.is_pinned || !command.pinned);
     sort.apply(&mut rows);
     let out = &mut io::stdout().lock();
     printed(match command {
         cli::List { digests: true, .. } => print_digests(out, &rows),
+        cli::List { quiet: true, .. } => {
+            rows.iter().try_for_each(|row| writeln!(out, "{}", row.image.full_reference()))
+        }
         cli::List { json: true, .. } => print_json(out, &rows),
         cli::List { tree: true, .. } => print_tree(out, &rows),
-        _ => {
-            let uncached = match command.pinned {
-                true => Vec::new(),
-                false => uncached(&store, &selected, &rows),
-            };
-            print_table(out, &rows, &uncached, SystemTime::now())
-        }
-    })
-}
-
-/// Comma-separated regular expressions, the format of `--pattern` in the server that Larder replaces.
-pub(super) fn expressions(texts: Option<&str>) -> Result<Vec<Pattern>, CommandError> {
-    let texts = texts.into_iter().flat_map(|texts| texts.split(','));
-    let parse = |text: &str| {
-        let parsed = format!("/{text}/").parse();
-        parsed.map_err(|error: PatternError| {
-            let text =
-                format!("--pattern: {text} is not a regular expression ({})", error.reason());
-            CommandError::Usage(text)
-        })
-    };
-    texts.map(parse).collect()
-}
-
-/// The cached images that are selected; all if nothing is selected.
-///
-/// # Errors
-/// [`StoreError::Read`] if images could not be read, so that the list may be incomplete.
-pub(super) fn images(store: &Store, selected: &[Choice]) -> Result<Vec<StoredImage>, StoreError> {
-    let mut images = Vec::new();
-    let mut visit = |image: &StoredImage| {
-        let is_selected = |each: &Choice| each.covers(&image.name, &image.reference);
-        if selected.is_empty() || selected.iter().any(is_selected) {
-            images.push(image.clone());
-        }
-        Ok(())
-    };
-    let walked = store.each_image(&mut visit);
-    walked.map_err(|source| StoreError::Read { path: store.root().to_owned(), source })?;
-    Ok(images)
+        cli::List { pinned: true, .. } => print_table(out, &rows, &[], SystemTime::now()),
+        // An error says so.
+        _ if rows.is_empty() && uncached.is_empty() && matched.is_err() => Ok(()),
+        _ => print_table(out, &rows, &uncached, SystemTime::now()),
+    })?;
+    matched
 }
 
 enum Sort {
@@ -134,7 +104,7 @@ fn rows(
     store: &Store,
     policy: &FreshnessPolicy,
     pins: &Pins,
-    selected: &[Choice],
+    selected: &Selected,
 ) -> Result<Vec<Row>, StoreError> {
     let (now, incomplete) = (SystemTime::now(), store.incomplete());
     let row = |image: StoredImage| {
@@ -153,7 +123,7 @@ fn rows(
         };
         Row { image, graph, created, is_stale, is_pinned, reason }
     };
-    Ok(images(store, selected)?.into_iter().map(row).collect())
+    Ok(selected.images(store)?.into_iter().map(row).collect())
 }
 
 /// Why the server has not completed an image, according to its last report.
@@ -194,13 +164,12 @@ impl Row {
 }
 
 /// The images that nodes have and of which nothing is cached.
-fn uncached(store: &Store, selected: &[Choice], rows: &[Row]) -> Vec<IncompleteImage> {
+fn uncached(store: &Store, selected: &Selected, rows: &[Row]) -> Vec<IncompleteImage> {
     let listed: HashSet<String> = rows.iter().map(|row| row.image.full_reference()).collect();
     let mut incomplete = store.incomplete();
     incomplete.retain(|image| {
         let Some((name, reference, digest)) = image.parse() else { return false };
-        let is_selected =
-            selected.is_empty() || selected.iter().any(|each| each.covers(&name, &reference));
+        let is_selected = selected.covers(&name, &reference);
         let is_cached =
             listed.contains(&image.image) || store.manifest(&name, &digest, Access::Look).is_some();
         is_selected && !is_cached

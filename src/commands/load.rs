@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar};
 
-use super::{CommandError, import, note};
+use super::progress::style;
+use super::{CommandError, images, import, note, parsed};
 use crate::api::Naming;
 use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
 use crate::cache::{self, Cache, Prefetch};
 use crate::cli;
-use crate::config::Settings;
+use crate::config::{Count, Settings};
+use crate::image_references::Form;
 use crate::oci::PartReference;
 use crate::oci::{Digest, Pattern, Platforms};
 use crate::store::Store;
@@ -45,16 +47,18 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
     let sources = Sources::read(settings, command)?;
     let name = command.resolve_ref.as_deref().map(PartReference::parse).transpose();
     let name = name.map_err(|error| CommandError::usage("--resolve-ref", &error))?;
+    let parallel: Option<Count> = parsed("--parallel", command.parallel.as_deref())?;
+    let attempts: Option<Count> = parsed("--attempts", command.attempts.as_deref())?;
     let load_settings = LoadSettings {
         platforms: platforms(settings, command)?,
-        parallel: command.parallel.unwrap_or(PARALLEL),
-        attempts: command.attempts.unwrap_or(ATTEMPTS),
+        parallel: parallel.and_then(|Count(count)| count.try_into().ok()).unwrap_or(PARALLEL),
+        attempts: attempts.map_or(ATTEMPTS, |Count(count)| count),
         first_wait: FIRST_WAIT,
         referrers: settings.cache.prefetch.referrers,
     };
     let store = Store::open(&settings.store)?;
     if !sources.bundles.is_empty() {
-        import::import_bundles(&store, &sources.bundles, name)?;
+        import::import_bundles(&store, &sources.bundles, name, command.quiet)?;
     }
     if sources.wanted.is_empty() {
         return Ok(());
@@ -69,7 +73,7 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
     // Also after failures: the images that were loaded must be in the index.
     store.settle_index()?;
     // The cache is new, so the counter has what this command fetched: exactly, unlike the sum of the images.
-    conclude(&summary, cache.metrics().fetched_bytes.get(), began.elapsed())
+    conclude(&summary, cache.metrics().fetched_bytes.get(), began.elapsed(), command.quiet)
 }
 
 /// A cache with the server's settings, but without the negative cache and prefetching of blobs, since commands
@@ -98,13 +102,17 @@ struct Sources {
 impl Sources {
     fn read(settings: &Settings, command: &cli::Load) -> Result<Sources, CommandError> {
         let mut files = command.image_file.clone();
-        if command.images.is_empty() && files.is_none() {
+        if command.images.is_empty() && command.from.is_empty() && files.is_none() {
             files.clone_from(&settings.image_file);
         }
         let mut sources = Sources::default();
         for word in &command.images {
             match word.strip_prefix('@') {
                 Some(path) => sources.add_file(Path::new(path), &settings.naming)?,
+                None if is_path_of_file(word) => {
+                    let text = format!("{word} is a file; did you mean @{word}?");
+                    return Err(CommandError::Usage(text));
+                }
                 None => sources.wanted.push(
                     Wanted::parse(&settings.naming.expand(word))
                         .map_err(|error| CommandError::Usage(error.to_string()))?,
@@ -117,9 +125,14 @@ impl Sources {
                 sources.add_file(&path, &settings.naming)?;
             }
         }
+        if !command.from.is_empty() {
+            let found = images::find(&command.from, Form::Manifests).complete()?;
+            sources.wanted.extend(found.map(|(name, reference)| Wanted::Image(name, reference)));
+        }
         match sources.wanted.is_empty() && sources.bundles.is_empty() {
             true => Err(CommandError::Usage(
-                "load: name images, or image lists with @FILE or --image-file FILE".into(),
+                "load: name images, image lists with @FILE or --image-file FILE, or manifests with --from FILE"
+                    .into(),
             )),
             false => Ok(sources),
         }
@@ -133,6 +146,13 @@ impl Sources {
         }
         Ok(())
     }
+}
+
+/// Whether a word looks like a path, and is one of a file. `redis` is an image even next to a file with that name.
+fn is_path_of_file(word: &str) -> bool {
+    let path = Path::new(word);
+    let looks_like_path = path.extension().is_some() || word.starts_with(['.', '/']);
+    looks_like_path && path.is_file()
 }
 
 /// The files that match a path, in which the last component may be a glob.
@@ -187,11 +207,30 @@ fn platforms(settings: &Settings, command: &cli::Load) -> Result<Platforms, Comm
     Ok(settings.load_platforms.clone())
 }
 
-fn conclude(summary: &LoadSummary, fetched_bytes: u64, took: Duration) -> Result<(), CommandError> {
-    let failed: Vec<_> = summary.failed().collect();
+fn conclude(
+    summary: &LoadSummary,
+    fetched_bytes: u64,
+    took: Duration,
+    is_quiet: bool,
+) -> Result<(), CommandError> {
+    let failed = summary.failed().count();
+    for (image, outcome) in &summary.images {
+        match outcome {
+            Outcome::Failed { reason, is_permanent: true } => {
+                note(&format!("{image}: cannot be loaded: {reason}"));
+            }
+            Outcome::Failed { reason, is_permanent: false } => {
+                note(&format!("{image}: not loaded yet: {reason}"));
+            }
+            Outcome::Loaded { .. } | Outcome::Unconfirmed { .. } => {}
+        }
+    }
+    if is_quiet {
+        return incomplete(summary, failed);
+    }
     let unconfirmed =
         summary.images.iter().filter(|(_, how)| matches!(how, Outcome::Unconfirmed { .. }));
-    let loaded = summary.images.len() - failed.len();
+    let loaded = summary.images.len() - failed;
     note(&format!(
         "{loaded} of {} in the cache, {} fetched in {}",
         plural(summary.images.len(), "image"),
@@ -203,12 +242,14 @@ fn conclude(summary: &LoadSummary, fetched_bytes: u64, took: Duration) -> Result
             "  unconfirmed: {image}: cached, but the registry did not confirm that this is the current version"
         ));
     }
-    for (image, reason) in &failed {
-        note(&format!("  failed: {image}: {reason}"));
-    }
-    match failed.len() {
+    incomplete(summary, failed)
+}
+
+fn incomplete(summary: &LoadSummary, failed: usize) -> Result<(), CommandError> {
+    let permanent = summary.failed_permanently();
+    match failed {
         0 => Ok(()),
-        failed => Err(CommandError::Incomplete { failed, of: summary.images.len() }),
+        failed => Err(CommandError::Incomplete { failed, permanent, of: summary.images.len() }),
     }
 }
 
@@ -254,7 +295,8 @@ impl Display {
                 Outcome::Unconfirmed { fetched_bytes } => {
                     format!("{image}: loaded, {} fetched, unconfirmed", size(*fetched_bytes))
                 }
-                Outcome::Failed { reason } => format!("{image}: failed: {reason}"),
+                // At the end, where it is not overlooked.
+                Outcome::Failed { .. } => String::new(),
             },
             LoadEvent::Retry { image, reason, wait } => {
                 format!("{image}: {reason}; retrying in {}", duration(wait))
@@ -326,13 +368,10 @@ impl Bars {
     }
 }
 
-/// The style with this template.
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
 #[cfg(test)]
 mod tests {
+    use indicatif::ProgressStyle;
+
     use super::*;
 
     #[test]

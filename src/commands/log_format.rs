@@ -85,7 +85,7 @@ const FIELDS: &[(&str, &str, Kind)] = &[
     ("command", "command", Plain),
 ];
 
-/// A record as a line, with its line break.
+/// A record as a line, without its line break.
 pub(super) fn line(format: LogFormat, time: OffsetDateTime, record: &Record<'_>) -> String {
     let message = quoted_up_to(TEXT_CHARS_MAX, record.args());
     // Formatting fails only for years after 9999.
@@ -110,7 +110,6 @@ pub(super) fn line(format: LogFormat, time: OffsetDateTime, record: &Record<'_>)
             out.push('}');
         }
     }
-    out.push('\n');
     out
 }
 
@@ -302,7 +301,7 @@ mod tests {
         assert_eq!(
             rendered(LogFormat::Text, &fields, "GET:/v2/"),
             "2026-11-29T15:56:13.242Z INFO  GET:/v2/ status=200 latency=2.664ms size=45.2MB rate=1.5kB/s \
-             agent=curl/8.5.0 ended=\"\" air_gapped=true\n"
+             agent=curl/8.5.0 ended=\"\" air_gapped=true"
         );
     }
 
@@ -312,7 +311,7 @@ mod tests {
         assert_eq!(
             rendered(LogFormat::Text, &fields, FORGED),
             "2026-11-29T15:56:13.242Z INFO  x status=200 \"a\\b\\u{7f}\u{e9}\\u{202e}\\n\u{1f980} \
-             host=\"x status\\x3d200 \\\"a\\\\b\\u{7f}\\u{e9}\\u{202e}\\n\\u{1f980}\"\n"
+             host=\"x status\\x3d200 \\\"a\\\\b\\u{7f}\\u{e9}\\u{202e}\\n\\u{1f980}\""
         );
     }
 
@@ -325,7 +324,7 @@ mod tests {
             ("air_gapped", true.into()),
         ];
         let line = rendered(LogFormat::Json, &fields, FORGED);
-        assert_eq!(line.matches('\n').count(), 1);
+        assert_eq!(line.matches('\n').count(), 0);
         assert!(line.contains("\\u007f\u{e9}\\u202e\\u000a"), "{line}");
         let parsed: serde_json::Value = serde_json::from_str(&line).unwrap();
         let message = "x status=200 \"a\\b\\u{7f}\u{e9}\\u{202e}\\n\u{1f980}";

@@ -97,13 +97,44 @@ fn lost_line(count: u64, format: LogFormat) -> String {
     let lines = if count == 1 { "line was" } else { "lines were" };
     let mut record = Record::builder();
     record.level(Level::Warn).target(module_path!());
-    log_format::line(
+    let line = log_format::line(
         format,
         OffsetDateTime::now_utc(),
         &record
             .args(format_args!("{count} log {lines} lost because the reader of the log is slow"))
             .build(),
-    )
+    );
+    line + "\n"
+}
+
+/// Queues lines that are written in pieces, each when it is complete.
+pub(super) struct Lines {
+    unfinished: Vec<u8>,
+    queue: LineQueue,
+}
+
+impl Lines {
+    pub(super) fn to(queue: LineQueue) -> Lines {
+        Lines { unfinished: Vec::new(), queue }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            self.unfinished.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.unfinished);
+                self.queue.send(String::from_utf8_lossy(&line).into_owned());
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// Does nothing, because it would have to wait for the reader. See [`LineQueue::flush`].
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -5,16 +5,14 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Log, Metadata, Record};
+use simplelog::{Config, ConfigBuilder, LevelFilter, WriteLogger};
 use time::OffsetDateTime;
 
 use super::CommandError;
 use super::log_format;
-use super::log_writer::LineQueue;
+use super::log_writer::{LineQueue, Lines};
 use crate::config::{LogFormat, LogLevel, Settings};
-
-/// These crates, and those whose names begin with theirs, log complete URLs, which may contain signatures.
-const IGNORED_CRATES: [&str; 2] = ["ureq", "rustls"];
 
 /// Starts logging to a file or to standard error, at this level.
 ///
@@ -31,7 +29,10 @@ pub(super) fn start(level: LogLevel, settings: &Settings) -> Result<(), CommandE
     let format = settings.log_format;
     let queue = LineQueue::start(out, format)
         .map_err(|source| CommandError::System { doing: "start logging", source })?;
-    let started = log::set_boxed_logger(Box::new(Logger { format, queue: queue.clone() }));
+    // It accepts every level, because the level in effect may change and is checked before.
+    let writer = WriteLogger::new(LevelFilter::Debug, config(), Lines::to(queue.clone()));
+    let logger = Logger { format, writer, queue: queue.clone() };
+    let started = log::set_boxed_logger(Box::new(logger));
     set_level(level);
     match started {
         Ok(()) => flush_before_panics(queue),
@@ -54,21 +55,30 @@ fn flush_before_panics(queue: LineQueue) {
     }));
 }
 
+/// Formats each record as one line with its fields, and passes it on.
 struct Logger {
     format: LogFormat,
+    writer: Box<WriteLogger<Lines>>,
     queue: LineQueue,
 }
 
 impl Log for Logger {
-    /// The level was checked before: it may change, and the `log` crate knows it.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        !IGNORED_CRATES.iter().any(|name| metadata.target().starts_with(name))
+        self.writer.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.queue.send(log_format::line(self.format, OffsetDateTime::now_utc(), record));
+        if !self.enabled(record.metadata()) {
+            return;
         }
+        let line = log_format::line(self.format, OffsetDateTime::now_utc(), record);
+        self.writer.log(
+            &Record::builder()
+                .metadata(record.metadata().clone())
+                .args(format_args!("{line}"))
+                .module_path(record.module_path())
+                .build(),
+        );
     }
 
     fn flush(&self) {
@@ -107,6 +117,20 @@ fn filter(level: LogLevel) -> LevelFilter {
         LogLevel::Warn => LevelFilter::Warn,
         LogLevel::Error => LevelFilter::Error,
     }
+}
+
+/// The time and the level are parts of the line, since JSON has them as fields.
+fn config() -> Config {
+    ConfigBuilder::new()
+        .set_time_level(LevelFilter::Off)
+        .set_max_level(LevelFilter::Off)
+        .set_target_level(LevelFilter::Off)
+        .set_thread_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        // These crates log complete URLs, which may contain signatures.
+        .add_filter_ignore_str("ureq")
+        .add_filter_ignore_str("rustls")
+        .build()
 }
 
 #[cfg(test)]

@@ -1,18 +1,14 @@
-//! `larder man` and `larder completions`: the manual page and the shell completions.
-//!
-//! Both are generated from the structures that parse the command line, so they always match it.
+//! `larder man`: the manual page, generated from the structures that parse the command line, so it always matches them.
 
 use argh::{ArgsInfo, CommandInfoWithArgs, FlagInfo, FlagInfoKind, Optionality, PositionalInfo};
-use argh_complete::Generator;
-use argh_complete::{bash::Bash, fish::Fish, zsh::Zsh};
 use roff::{Inline, Roff, bold, italic, roman};
 
-use super::{CommandError, say};
+use super::say;
 use crate::cli::Arguments;
 
 const NAME: &str = "larder";
 /// When the text in this file was last changed.
-const WRITTEN: &str = "2026-11-28";
+const WRITTEN: &str = "2026-11-29";
 
 /// The sections that are not generated.
 const SIGNALS: [(&str, &str); 3] = [
@@ -28,7 +24,10 @@ const SIGNALS: [(&str, &str); 3] = [
 ];
 const EXIT_STATUS: [(&str, &str); 3] = [
     ("0", "Success. For serve: the server received a signal and has drained."),
-    ("1", "The command failed, completely or in part. The reason is on standard error."),
+    (
+        "1",
+        "The command failed, completely or in part, or nothing matches what was selected. The reason is on standard error.",
+    ),
     ("2", "The command line or the configuration is invalid. Nothing was done."),
 ];
 const FILES: [(&str, &str); 2] = [
@@ -41,7 +40,7 @@ const FILES: [(&str, &str); 2] = [
         "The configuration file of the systemd service. There is no default without the service: use --config-file.",
     ),
 ];
-const EXAMPLES: [(&str, &str); 5] = [
+const EXAMPLES: [(&str, &str); 6] = [
     (
         "larder --image-path ./cache serve --port 8080",
         "Serve every public registry, and private ones that a configuration lists.",
@@ -53,30 +52,14 @@ const EXAMPLES: [(&str, &str); 5] = [
     ("larder list --sort size", "List cached images, largest first."),
     ("larder prune --unused-for 30d --dry-run", "Print which images would be removed."),
     (
+        "helm template ./chart | larder load --from -",
+        "Pull the images that a chart needs into the cache.",
+    ),
+    (
         "larder export 'docker.io/library/*' --output images.tar",
         "Export images for a site without network.",
     ),
 ];
-
-/// Prints the completions for a shell.
-///
-/// # Errors
-/// [`CommandError::Usage`] for an unknown shell.
-pub(super) fn completions(shell: &str) -> Result<(), CommandError> {
-    let info = Arguments::get_args_info();
-    let script = match shell {
-        "bash" => Bash::generate(NAME, &info),
-        "zsh" => Zsh::generate(NAME, &info),
-        // -x needs fish 4; -opc is the equivalent since fish 2.
-        "fish" => Fish::generate(NAME, &info).replace("commandline -xpc", "commandline -opc"),
-        other => {
-            let text = format!("unknown shell {other}; use bash, zsh or fish");
-            return Err(CommandError::usage("completions", &text));
-        }
-    };
-    say(script.trim_end());
-    Ok(())
-}
 
 /// Prints the manual page.
 pub(super) fn page() {
@@ -94,7 +77,7 @@ fn render(info: &CommandInfoWithArgs) -> String {
     page.control("SH", ["DESCRIPTION"]);
     page.text([roman(info.description)]);
     page.control("SH", ["OPTIONS"]);
-    page.text([roman("Global options precede the command.")]);
+    page.text([roman("These may precede or follow the command.")]);
     info.flags.iter().for_each(|flag| option(&mut page, flag));
     page.control("SH", ["COMMANDS"]);
     for each in &info.commands {
@@ -117,6 +100,7 @@ fn render(info: &CommandInfoWithArgs) -> String {
         vec![bold("HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY")],
         "Proxies for connections to registries, as in other programs.",
     );
+    entry(&mut page, vec![bold("NO_COLOR")], "Has no effect: no output has colors.");
     page.render()
 }
 
@@ -158,6 +142,9 @@ fn option(page: &mut Roff, flag: &FlagInfo<'_>) {
         return;
     }
     let mut term = vec![bold(flag.long)];
+    if let Some(letter) = flag.short {
+        term = vec![bold(format!("-{letter}")), roman(", "), bold(flag.long)];
+    }
     if let FlagInfoKind::Option { arg_name } = flag.kind {
         term.push(roman(" "));
         term.push(italic(arg_name));
@@ -173,7 +160,11 @@ fn entry(page: &mut Roff, term: Vec<Inline>, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use argh_complete::Generator;
+    use argh_complete::{bash::Bash, fish::Fish, zsh::Zsh};
+
     use super::*;
+    use crate::commands::CommandError;
 
     /// Every flag and every command of the command line, however deep.
     fn words(info: &CommandInfoWithArgs) -> Vec<&'static str> {

@@ -1,10 +1,13 @@
 //! The commands. Each one is a short composition of other modules.
 
 mod bucket;
+mod check;
+mod completions;
 mod config_check;
 mod config_file;
 mod export;
 mod hosts_toml;
+mod images;
 mod import;
 mod list;
 mod load;
@@ -16,23 +19,26 @@ mod manual;
 mod offline;
 mod peers;
 mod pin;
+mod progress;
 mod prune;
 mod reload;
+mod selection;
 mod serve;
 mod service;
 mod table;
 mod verify;
 
 use std::fmt;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use crate::bundle::BundleError;
 use crate::certificates::CertificateError;
 use crate::cli::{Arguments, Command, Config, ConfigAction};
-use crate::config::{self, ConfigError, LogFormat, LogLevel, Overrides};
+use crate::config::{self, ConfigError, LogLevel, Overrides};
 use crate::http::{ServerError, ServerTlsError};
-use crate::oci::{NameError, Upstream};
 use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
 use crate::units::plural;
@@ -55,12 +61,14 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Serve(_) => serve::serve(overrides(arguments)?),
         Command::List(command) => list::list(&settings()?, command),
         Command::Load(command) => load::load(&settings()?, command),
+        Command::Images(command) => images::images(command),
         Command::Prune(command) => prune::prune(&settings()?, command),
         Command::Pin(command) => pin::pin(&settings()?, command),
         Command::Unpin(command) => pin::unpin(&settings()?, command),
         Command::Import(command) => import::import(command, &settings()?),
         Command::Export(command) => export::export(command, &settings()?),
         Command::Verify(command) => verify::verify(&settings()?, command),
+        Command::Check(command) => check::check(&settings()?, command),
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
@@ -73,7 +81,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
             say(settings()?.to_yaml().trim_end());
             Ok(())
         }
-        Command::Completions(command) => manual::completions(&command.shell),
+        Command::Completions(command) => completions::completions(&command.shell),
         Command::Man(_) => {
             manual::page();
             Ok(())
@@ -101,11 +109,11 @@ fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
 
 /// Prints a line to standard output. A closed pipe is not an error.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    let _ = writeln!(io::stdout(), "{line}");
 }
 
 /// The result of a command that has printed to standard output. A closed pipe is not an error.
-fn printed(result: std::io::Result<()>) -> Result<(), CommandError> {
+fn printed(result: io::Result<()>) -> Result<(), CommandError> {
     match result {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other
@@ -116,30 +124,27 @@ fn printed(result: std::io::Result<()>) -> Result<(), CommandError> {
 /// Prints a line for the user to standard error; standard output is for other programs to read.
 fn note(line: &dyn fmt::Display) {
     // A closed terminal is not an error.
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
-    let level = arguments.log_level.as_deref().map(str::parse::<LogLevel>).transpose();
-    let format = arguments.log_format.as_deref().map(str::parse::<LogFormat>).transpose();
+    let level = parsed("--log-level", arguments.log_level.as_deref())?;
     let common = Overrides {
         config_file: arguments.config_file.clone(),
         image_path: arguments.image_path.clone(),
-        log_level: level.map_err(|error| CommandError::usage("--log-level", &error))?,
-        log_format: format.map_err(|error| CommandError::usage("--log-format", &error))?,
+        log_level: level.or(arguments.verbose.then_some(LogLevel::Debug)),
+        log_format: parsed("--log-format", arguments.log_format.as_deref())?,
         log_file: arguments.log_file.clone(),
         ..Overrides::default()
     };
     let Command::Serve(serve) = &arguments.command else { return Ok(common) };
-    let default_ns = serve.default_ns.as_deref().map(str::parse).transpose();
     Ok(Overrides {
-        port: serve.port,
-        host: serve.host,
-        health: serve.health,
-        metrics: serve.metrics,
-        default_ns: default_ns
-            .map_err(|error: NameError| CommandError::usage("--default-ns", &error))?,
-        pull_timeout_ms: serve.pull_timeout,
+        port: parsed("--port", serve.port.as_deref())?,
+        host: parsed("--host", serve.host.as_deref())?,
+        health: parsed("--health", serve.health.as_deref())?,
+        metrics: parsed("--metrics", serve.metrics.as_deref())?,
+        default_ns: parsed("--default-ns", serve.default_ns.as_deref())?,
+        pull_timeout: parsed("--pull-timeout", serve.pull_timeout.as_deref())?,
         air_gapped: serve.air_gapped,
         always_pull_latest: serve.always_pull_latest,
         hello_world: serve.hello_world,
@@ -150,6 +155,17 @@ fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {
     })
 }
 
+/// The value of an option, if it was given.
+///
+/// # Errors
+/// [`CommandError::Usage`], which names the option.
+fn parsed<T: FromStr>(flag: &str, text: Option<&str>) -> Result<Option<T>, CommandError>
+where
+    T::Err: fmt::Display,
+{
+    text.map(str::parse).transpose().map_err(|error| CommandError::usage(flag, &error))
+}
+
 /// Why a command failed.
 #[derive(Debug)]
 pub enum CommandError {
@@ -157,10 +173,10 @@ pub enum CommandError {
     Usage(String),
     /// The configuration cannot be used.
     Config(ConfigError),
-    /// The TLS files of a registry are unusable.
+    /// The TLS files of outgoing connections are unusable.
     Tls {
-        /// The registry.
-        registry: Upstream,
+        /// Their place in the configuration.
+        place: String,
         /// The reason.
         source: CertificateError,
     },
@@ -178,15 +194,50 @@ pub enum CommandError {
         /// The directory.
         root: PathBuf,
         /// The system's error.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The cache directory cannot be used.
     Store(StoreError),
+    /// A check has found what does not work, which was printed before.
+    CheckFailed {
+        /// How many endpoints cannot be used.
+        failed: usize,
+        /// How many were checked.
+        of: usize,
+    },
+    /// A server can start with a configuration, but parts of it do not work. Which ones was printed before.
+    Flawed {
+        /// The file.
+        file: String,
+        /// The number of errors.
+        errors: usize,
+    },
+    /// Nothing that is there matches what was selected.
+    NothingMatches {
+        /// The selections, as they were typed.
+        texts: Vec<String>,
+        /// What was probably meant.
+        hint: Option<String>,
+    },
     /// Some images could not be loaded. Which ones and why was printed before.
     Incomplete {
         /// The number of images that failed.
         failed: usize,
+        /// How many of these cannot succeed when the command is repeated.
+        permanent: usize,
         /// The number of requested images.
+        of: usize,
+    },
+    /// No image was found in files.
+    NoImages {
+        /// The files, and what might help.
+        text: String,
+    },
+    /// Some files could not be read completely. Which ones and why was printed before.
+    Unread {
+        /// The number of these files.
+        failed: usize,
+        /// The number of files.
         of: usize,
     },
     /// Verification found problems, which were printed before.
@@ -218,14 +269,14 @@ pub enum CommandError {
         /// The file.
         path: PathBuf,
         /// The system's error.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The log file cannot be opened.
     LogFile {
         /// The file.
         path: PathBuf,
         /// The system's error.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A request to the running server failed; the text says why.
     Running(String),
@@ -234,7 +285,7 @@ pub enum CommandError {
         /// The operation that failed.
         doing: &'static str,
         /// The system's error.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
@@ -254,7 +305,12 @@ impl CommandError {
             | CommandError::Users(_) => 2,
             CommandError::Forbidden { .. }
             | CommandError::Store(_)
+            | CommandError::CheckFailed { .. }
+            | CommandError::Flawed { .. }
+            | CommandError::NothingMatches { .. }
             | CommandError::Incomplete { .. }
+            | CommandError::NoImages { .. }
+            | CommandError::Unread { .. }
             | CommandError::Unsound { .. }
             | CommandError::Server(_)
             | CommandError::Management { .. }
@@ -309,9 +365,7 @@ impl fmt::Display for CommandError {
         match self {
             CommandError::Usage(text) | CommandError::Running(text) => f.write_str(text),
             CommandError::Config(error) => error.fmt(f),
-            CommandError::Tls { registry, source } => {
-                write!(f, "registries: {registry}: tls: {source}")
-            }
+            CommandError::Tls { place, source } => write!(f, "{place}: tls: {source}"),
             CommandError::ServerTls(source) => write!(f, "serverTlsConfig: {source}"),
             CommandError::Users(source) => write!(f, "serverAuthConfig: {source}"),
             CommandError::NoCache { root } => write!(
@@ -324,12 +378,35 @@ impl fmt::Display for CommandError {
                 "cannot read the cache directory {}: {source}; run the command as root or as the server's user",
                 root.display()
             ),
-            CommandError::Incomplete { failed, of } => {
-                write!(
-                    f,
-                    "{failed} of {} could not be loaded; repeat the command to continue",
-                    plural(*of, "image")
-                )
+            CommandError::CheckFailed { failed, of } => {
+                write!(f, "{failed} of {} cannot be used", plural(*of, "endpoint"))
+            }
+            CommandError::Flawed { file, errors } => write!(
+                f,
+                "{file}: a server can start with it, but {} must be corrected",
+                plural(*errors, "error")
+            ),
+            CommandError::NothingMatches { texts, hint } => {
+                write!(f, "nothing matches {}", texts.join(", "))?;
+                hint.iter().try_for_each(|hint| write!(f, "; {hint}"))
+            }
+            CommandError::Incomplete { failed, permanent, of } => {
+                write!(f, "{failed} of {} could not be loaded; ", plural(*of, "image"))?;
+                match permanent {
+                    0 => f.write_str("repeat the command to continue"),
+                    all if all == failed => f.write_str(
+                        "repeating the command cannot help: correct the names or the logins",
+                    ),
+                    some => write!(
+                        f,
+                        "repeating the command can help with {}, the others need other names or logins",
+                        failed - some
+                    ),
+                }
+            }
+            CommandError::NoImages { text } => write!(f, "no image was found in {text}"),
+            CommandError::Unread { failed, of } => {
+                write!(f, "{failed} of {} could not be read completely", plural(*of, "file"))
             }
             CommandError::Unsound { images, blobs, is_repaired } => {
                 write!(
@@ -344,18 +421,15 @@ impl fmt::Display for CommandError {
                 }
             }
             CommandError::Store(error) => error.fmt(f),
-            CommandError::Server(error @ ServerError::Listen { .. }) => {
-                write!(
-                    f,
-                    "{error}; stop the program that uses the port, or choose another port with --port"
-                )
+            CommandError::Server(error @ ServerError::Listen { source, address }) => {
+                write!(f, "{error}; {}", listen_remedy(source, *address, "--port", "--host"))
             }
             CommandError::Server(error) => error.fmt(f),
-            CommandError::Management { keys, source: error @ ServerError::Listen { .. } } => {
-                write!(
-                    f,
-                    "{error}; stop the program that uses the port, or choose another port with {keys}"
-                )
+            CommandError::Management {
+                keys,
+                source: error @ ServerError::Listen { source, address },
+            } => {
+                write!(f, "{error}; {}", listen_remedy(source, *address, keys, "management.host"))
             }
             CommandError::Management { source, .. } => source.fmt(f),
             CommandError::Bundle(error) => error.fmt(f),
@@ -373,13 +447,35 @@ impl fmt::Display for CommandError {
     }
 }
 
+/// What to do about an address on which the server cannot listen. `port` and `host` are the options that set them.
+fn listen_remedy(error: &io::Error, address: SocketAddr, port: &str, host: &str) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!("stop the program that uses the port, or choose another port with {port}")
+        }
+        ErrorKind::PermissionDenied => format!(
+            "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE; choose another port with {port}"
+        ),
+        ErrorKind::AddrNotAvailable => format!(
+            "this machine has no address {}; choose one of its own with {host}, or 0.0.0.0 for all",
+            address.ip()
+        ),
+        _ => format!("choose another address with {host} or {port}"),
+    }
+}
+
 impl std::error::Error for CommandError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             CommandError::Usage(_)
             | CommandError::Running(_)
             | CommandError::NoCache { .. }
+            | CommandError::CheckFailed { .. }
+            | CommandError::Flawed { .. }
+            | CommandError::NothingMatches { .. }
             | CommandError::Incomplete { .. }
+            | CommandError::NoImages { .. }
+            | CommandError::Unread { .. }
             | CommandError::Unsound { .. } => None,
             CommandError::Config(error) => Some(error),
             CommandError::Tls { source, .. } => Some(source),

@@ -1,7 +1,11 @@
 //! `larder pin` and `larder unpin`: images that are never evicted.
 
-use super::export::choices;
-use super::{CommandError, existing_store, say};
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::selection::choices;
+use super::{CommandError, existing_store, printed, say};
 use crate::cli;
 use crate::config::Settings;
 use crate::oci::Choice;
@@ -15,18 +19,11 @@ pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), Command
     let choices = choices(settings, &command.images, &command.list)?;
     let store = existing_store(&settings.store)?;
     if choices.is_empty() {
-        let configured = &settings.cache.maintenance.pins;
-        configured.named().for_each(|pin| say(&format!("{pin}  (configuration)")));
-        for path in &configured.lists {
-            say(&format!("images listed in {}  (configuration)", path.display()));
-        }
-        let local = configured.all().unwrap_or_default();
-        let of_server = server_pins(&store)?.into_iter();
-        of_server
-            .filter(|pin| !local.iter().any(|configured| configured.to_string() == *pin))
-            .for_each(|pin| say(&format!("{pin}  (configuration of the server)")));
-        directory_pins(&store)?.iter().for_each(|pin| say(pin));
-        return Ok(());
+        return print(&all(settings, &store)?, command.json);
+    }
+    if command.json {
+        let text = "--json prints all pins; it does not apply to pinning";
+        return Err(CommandError::Usage(text.into()));
     }
     let texts: Vec<String> = choices.iter().map(Choice::to_string).collect();
     let added = store.add_pins(&texts)?;
@@ -35,6 +32,70 @@ pub(super) fn pin(settings: &Settings, command: &cli::Pin) -> Result<(), Command
         say(&format!("{} of them already pinned", texts.len() - added));
     }
     Ok(())
+}
+
+/// A pin, or a list of images that are pinned, and where it is.
+struct Pin {
+    text: String,
+    is_list: bool,
+    place: Place,
+}
+
+/// Where a pin is, as in the output.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Directory,
+    Configuration,
+    ServerConfiguration,
+}
+
+fn all(settings: &Settings, store: &Store) -> Result<Vec<Pin>, CommandError> {
+    let configured = &settings.cache.maintenance.pins;
+    let pin = |text: String, place| Pin { text, is_list: false, place };
+    let mut pins: Vec<Pin> =
+        configured.named().map(|choice| pin(choice.to_string(), Place::Configuration)).collect();
+    pins.extend(configured.lists.iter().map(|path| Pin {
+        text: path.display().to_string(),
+        is_list: true,
+        place: Place::Configuration,
+    }));
+    let local: Vec<String> =
+        configured.all().unwrap_or_default().iter().map(ToString::to_string).collect();
+    let of_server = server_pins(store)?.into_iter().filter(|text| !local.contains(text));
+    pins.extend(of_server.map(|text| pin(text, Place::ServerConfiguration)));
+    pins.extend(directory_pins(store)?.into_iter().map(|text| pin(text, Place::Directory)));
+    Ok(pins)
+}
+
+fn print(pins: &[Pin], is_json: bool) -> Result<(), CommandError> {
+    let out = &mut io::stdout().lock();
+    if is_json {
+        let documents: Vec<Value> = pins
+            .iter()
+            .map(|pin| {
+                let place = match pin.place {
+                    Place::Directory => "directory",
+                    Place::Configuration => "configuration",
+                    Place::ServerConfiguration => "serverConfiguration",
+                };
+                let key = if pin.is_list { "list" } else { "pin" };
+                json!({key: pin.text, "in": place})
+            })
+            .collect();
+        return printed(writeln!(out, "{:#}", Value::from(documents)));
+    }
+    let line = |pin: &Pin| {
+        let text = match pin.is_list {
+            true => format!("images listed in {}", pin.text),
+            false => pin.text.clone(),
+        };
+        match pin.place {
+            Place::Directory => text,
+            Place::Configuration => format!("{text}  (configuration)"),
+            Place::ServerConfiguration => format!("{text}  (configuration of the server)"),
+        }
+    };
+    printed(pins.iter().try_for_each(|pin| writeln!(out, "{}", line(pin))))
 }
 
 /// Removes pins.

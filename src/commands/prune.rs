@@ -3,12 +3,11 @@
 use std::io::{self, Write};
 use std::time::SystemTime;
 
-use super::export::choices;
-use super::{CommandError, bucket, existing_store, list, logging, say};
+use super::selection::Selected;
+use super::{CommandError, bucket, existing_store, logging, parsed, say};
 use crate::api::report_document;
 use crate::cli;
-use crate::config::Settings;
-use crate::oci::Choice;
+use crate::config::{Count, Settings};
 use crate::prune::{self, Criteria, Report, Request, parse_duration, parse_since};
 use crate::units::{plural, size};
 
@@ -22,10 +21,12 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
         return prune_bucket(settings, command);
     }
     let now = SystemTime::now();
-    let (criteria, choices) = wanted(settings, command, now)?;
+    let (criteria, selected) = wanted(settings, command, now)?;
     let store = existing_store(&settings.store)?;
+    let matched = selected.check_names_in(&store);
     let is_dry_run = command.dry_run;
-    let request = Request::Matching { criteria: &criteria, choices: &choices, is_dry_run };
+    let choices = selected.choices();
+    let request = Request::Matching { criteria: &criteria, choices, is_dry_run };
     let report =
         prune::prune(&store, &settings.cache.maintenance.pins, request, now, &mut || true)?;
     if !is_dry_run {
@@ -35,7 +36,8 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
         true => print_json(&report, is_dry_run),
         false => print_text(&report, is_dry_run),
     }
-    Ok(())
+    // The others are removed nevertheless.
+    matched
 }
 
 /// Carries out what the configuration says about the bucket.
@@ -66,10 +68,8 @@ fn wanted(
     settings: &Settings,
     command: &cli::Prune,
     now: SystemTime,
-) -> Result<(Criteria, Vec<Choice>), CommandError> {
-    let mut choices = choices(settings, &command.images, &[])?;
-    let patterns = list::expressions(command.pattern.as_deref())?;
-    choices.extend(patterns.into_iter().map(Choice::Matching));
+) -> Result<(Criteria, Selected), CommandError> {
+    let selected = Selected::parse(settings, &command.images, command.pattern.as_deref())?;
     let before = [
         ("--created-before", &command.created_before),
         ("--prune-before", &command.prune_before),
@@ -89,13 +89,15 @@ fn wanted(
     };
     let unused_for = command.unused_for.as_deref().map(parse_duration).transpose();
     let unused_for = unused_for.map_err(|error| CommandError::usage("--unused-for", &error))?;
-    if choices.is_empty() && fetched_before.is_none() && unused_for.is_none() {
+    if selected.is_everything() && fetched_before.is_none() && unused_for.is_none() {
         let text = "prune: select images by name, or with --unused-for 30d or --created-before \
                     2026-01-31; '*' selects all, and --dry-run prints what would be removed";
         return Err(CommandError::Usage(text.into()));
     }
-    let (count, include_pinned) = (command.count, command.include_pinned);
-    Ok((Criteria { unused_for, fetched_before, count, include_pinned }, choices))
+    let count: Option<Count> = parsed("--count", command.count.as_deref())?;
+    let count = count.and_then(|Count(count)| usize::try_from(count).ok());
+    let include_pinned = command.include_pinned;
+    Ok((Criteria { unused_for, fetched_before, count, include_pinned }, selected))
 }
 
 fn print_text(report: &Report, is_dry_run: bool) {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread;
@@ -19,7 +20,7 @@ use crate::config::{self, Overrides, Settings};
 use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
 use crate::introduction;
 use crate::prune;
-use crate::upstream::{Registries, RegistryChanges};
+use crate::upstream::{EndpointSettings, Registries, RegistryChanges, TlsSettings};
 use crate::users::{self, Users};
 
 /// The interval between checks of the file. A check is cheap, and a change takes effect at the second check
@@ -34,11 +35,8 @@ const REFUSED: &str = "serving; the configuration file is invalid and not in eff
 /// # Errors
 /// [`CommandError`] for unusable files.
 pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
-    for entry in &settings.upstream.registries {
-        for endpoint in &entry.endpoints {
-            let refused = |source| CommandError::Tls { registry: entry.upstream.clone(), source };
-            endpoint.tls.check().map_err(refused)?;
-        }
+    for (place, tls) in outgoing_tls(settings) {
+        tls.check().map_err(|source| CommandError::Tls { place, source })?;
     }
     settings
         .tls
@@ -55,6 +53,25 @@ pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
     Ok(())
 }
 
+/// The endpoints of registries and the parents, each with its place in the configuration.
+fn endpoints(settings: &Settings) -> impl Iterator<Item = (String, &EndpointSettings)> {
+    let parents = settings.upstream.parents.iter();
+    let parents = parents.map(|parent| (format!("parents: {}", parent.endpoint.url()), parent));
+    let registries = settings.upstream.registries.iter().flat_map(|entry| {
+        let place = format!("registries: {}", entry.upstream);
+        entry.endpoints.iter().map(move |endpoint| (place.clone(), endpoint))
+    });
+    registries.chain(parents)
+}
+
+/// The TLS settings of outgoing connections, each with its place in the configuration.
+fn outgoing_tls(settings: &Settings) -> impl Iterator<Item = (String, &TlsSettings)> {
+    let bucket = settings.bucket.iter().map(|(store, _)| ("objectStore".to_owned(), &store.tls));
+    let peers = settings.upstream.peers.iter();
+    let peers = peers.map(|peers| ("peers".to_owned(), &peers.access.tls));
+    endpoints(settings).map(|(place, endpoint)| (place, &endpoint.tls)).chain(bucket).chain(peers)
+}
+
 /// Logs the remarks on settings that take effect.
 pub(super) fn warn_of(settings: &Settings) {
     for remark in remarks(settings) {
@@ -68,9 +85,16 @@ pub(super) struct Remark {
     text: String,
 }
 
+impl Remark {
+    /// Whether something does not work, although the server can start.
+    pub(super) fn is_error(&self) -> bool {
+        self.level == log::Level::Error
+    }
+}
+
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = if self.level == log::Level::Error { "error" } else { "warning" };
+        let word = if self.is_error() { "error" } else { "warning" };
         write!(f, "{word}: {}", self.text)
     }
 }
@@ -88,10 +112,9 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
         remarks
             .push(warning(&format!("the configuration key {key} has no effect in this version")));
     }
-    for entry in &settings.upstream.registries {
-        let place = format!("registries: {}: tls", entry.upstream);
-        let found = entry.endpoints.iter().flat_map(|endpoint| endpoint.tls.expired(now));
-        remarks.extend(found.map(|error| expired(&place, error)));
+    for (place, tls) in outgoing_tls(settings) {
+        let found = tls.expired(now).into_iter();
+        remarks.extend(found.map(|error| expired(&format!("{place}: tls"), error)));
     }
     let found = settings.tls.iter().flat_map(|tls| tls.expired(now));
     remarks.extend(found.map(|error| expired("serverTlsConfig", error)));
@@ -119,14 +142,20 @@ fn unreadable(settings: &Settings) -> Vec<Remark> {
     let errors = lists.filter_map(|path| prune::read_pins(path).err());
     let mut remarks: Vec<Remark> =
         errors.map(|wrong| error(format!("pinLists: {wrong}"))).collect();
-    for entry in &settings.upstream.registries {
-        let files = entry.endpoints.iter().flat_map(|endpoint| endpoint.credentials.files());
-        remarks.extend(files.filter_map(|(key, path)| {
-            let wrong = fs::File::open(path).err()?;
-            let (registry, path) = (&entry.upstream, path.display());
-            let effect = "requests to this registry are anonymous until the file is readable";
-            Some(error(format!("registries: {registry}: {key}: {path}: {wrong}; {effect}")))
-        }));
+    let mut unreadable = |place: &str, key: &str, path: &Path, effect: &str| {
+        if let Err(wrong) = fs::File::open(path) {
+            let path = path.display();
+            remarks.push(error(format!("{place}: {key}: {path}: {wrong}; {effect}")));
+        }
+    };
+    for (place, endpoint) in endpoints(settings) {
+        for (key, path) in endpoint.credentials.files() {
+            let effect = "requests are anonymous until the file is readable";
+            unreadable(&place, key, path, effect);
+        }
+    }
+    for (key, path) in settings.bucket.iter().flat_map(|(store, _)| store.keys.files()) {
+        unreadable("objectStore", key, path, "the bucket is not used until the file is readable");
     }
     if let Some(path) = &settings.management.token_file {
         let wrong = match fs::read_to_string(path) {

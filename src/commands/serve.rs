@@ -17,7 +17,9 @@ use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
-use crate::bundle::{self, BundleSource, ImportSettings, LoadEvent, LoadSettings, Wanted};
+use crate::bundle::{
+    self, BundleSource, ImportEvent, ImportSettings, LoadEvent, LoadSettings, Wanted,
+};
 use crate::cache::{
     BucketSweepThread, Cache, CompletionThread, IndexWriter, MaintenanceThread,
     REDIRECTED_BYTES_MIN, Scrubber, UploadThread,
@@ -181,7 +183,9 @@ fn import_hello_world(store: &Store, now: SystemTime) {
     let source = BundleSource::Memory { name: "helloWorld", tar: hello::bundle().into() };
     let import_settings = ImportSettings { name: None, now };
     let result = bundle::import(store, &source, &import_settings, &mut |event| {
-        log::info!("helloWorld: {event}");
+        if !matches!(event, ImportEvent::Progress { .. }) {
+            log::info!("helloWorld: {event}");
+        }
     });
     if let Err(error) = result {
         log::error!("helloWorld: cannot import the image: {error}");

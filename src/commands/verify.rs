@@ -1,15 +1,13 @@
 //! `larder verify`: checks that every blob matches its digest and that every image is complete.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
-use std::io::{self, IsTerminal};
 use std::num::NonZeroU64;
 use std::thread;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
-use super::export::choices;
-use super::list::images;
+use super::progress::Progress;
+use super::selection::Selected;
 use super::{CommandError, existing_store, load, say};
 use crate::bundle;
 use crate::cache::Pace;
@@ -21,22 +19,20 @@ use crate::units::{plural, size};
 
 /// The size of the read buffer, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// The template of the progress bar.
-const TEMPLATE: &str =
-    "{bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left";
-
 /// Hashes every blob, moves damaged ones to quarantine, checks that the images are complete, and repairs
 /// them if requested.
 ///
 /// # Errors
 /// [`CommandError::Unsound`] if problems remain.
 pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), CommandError> {
-    let selected = choices(settings, &command.patterns, &[])?;
+    let selected = Selected::parse(settings, &command.patterns, None)?;
     let rate = command.rate.as_deref().map(parse_rate).transpose();
     let rate = rate.map_err(|error| CommandError::usage("--rate", &error))?;
     let store = existing_store(&settings.store)?;
-    let BlobFindings { damaged, unreadable } = check_blobs(&store, rate)?;
-    let images = images(&store, &selected)?;
+    // Before the blobs are hashed, which takes long.
+    selected.check_in(&store, &[])?;
+    let BlobFindings { damaged, unreadable } = check_blobs(&store, rate, command.quiet)?;
+    let images = selected.images(&store)?;
     let mut broken = Vec::new();
     let cache = command.repair.then(|| load::cache(settings, store.clone()));
     for image in &images {
@@ -55,12 +51,14 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
             }
         }
     }
-    say(&format!(
-        "{}, {} incomplete; {}",
-        plural(images.len(), "image"),
-        broken.len(),
-        plural(damaged.len(), "damaged blob")
-    ));
+    if !command.quiet {
+        say(&format!(
+            "{}, {} incomplete; {}",
+            plural(images.len(), "image"),
+            broken.len(),
+            plural(damaged.len(), "damaged blob")
+        ));
+    }
     // A damaged blob that no image needs is in quarantine now and does no harm.
     match (broken.is_empty() && unreadable == 0, damaged.is_empty() || command.repair) {
         (true, true) => Ok(()),
@@ -81,18 +79,17 @@ struct BlobFindings {
 }
 
 /// Hashes every blob and moves damaged ones to quarantine.
-fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<BlobFindings, StoreError> {
+fn check_blobs(
+    store: &Store,
+    rate: Option<NonZeroU64>,
+    is_quiet: bool,
+) -> Result<BlobFindings, StoreError> {
     let blobs = store.blobs()?;
-    let bar = match io::stderr().is_terminal() {
-        true => ProgressBar::new(blobs.iter().map(|(_, size)| size).sum()),
-        false => ProgressBar::hidden(),
-    };
-    bar.set_style(
-        ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
+    let total = blobs.iter().map(|(_, size)| size).sum();
+    let progress = RefCell::new(Progress::start(is_quiet, "verified", Some(total)));
     let mut pace = rate.map(|rate| Pace::new(rate, Instant::now()));
     let mut keep_pace = |bytes| {
-        bar.inc(bytes);
+        progress.borrow_mut().add(bytes);
         if let Some(pace) = &mut pace {
             thread::sleep(pace.after(bytes, Instant::now()));
         }
@@ -103,7 +100,7 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<BlobFindings, 
         let damage = match store.check_blob(digest, &mut buffer, &mut keep_pace) {
             Checked::Damaged(damage) => damage,
             Checked::Unreadable(error) => {
-                bar.suspend(|| say(&format!("{digest}: cannot be read: {error}")));
+                progress.borrow().say(&format!("{digest}: cannot be read: {error}"));
                 found.unreadable += 1;
                 continue;
             }
@@ -114,10 +111,10 @@ fn check_blobs(store: &Store, rate: Option<NonZeroU64>) -> Result<BlobFindings, 
             Ok(None) => continue,
             Err(error) => format!("cannot move it to quarantine: {error}"),
         };
-        bar.suspend(|| say(&format!("{digest}: damaged: {}; {moved}", damage.reason)));
+        progress.borrow().say(&format!("{digest}: damaged: {}; {moved}", damage.reason));
         found.damaged.insert(*digest);
     }
-    bar.finish_and_clear();
+    progress.borrow().end();
     Ok(found)
 }
 

@@ -3,7 +3,7 @@
 //! `make generate` then writes `docs/configuration.md` and the schema of the chart.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::auth::{Prefix, ProviderOptions, TokenProvider};
-use super::keys::{Applies, Comparison, Section, Value, section};
+use super::keys::{Applies, Comparison, Section, Unset, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
 use super::object_store::ObjectStoreEntry;
 use super::value::{
-    EndpointUrl, FreeSpaceText, Hidden, Integer, LogFormat, LogLevel, PlatformText, Rate, Size,
-    Span, Text, TtlText,
+    Count, EndpointUrl, FreeSpaceText, Hidden, Interface, LogFormat, LogLevel, PlatformText, Port,
+    Rate, Size, Span, Text, Timeout, TtlText,
 };
 use crate::api::HostName;
 use crate::cache::{self, TAG_TTL};
@@ -60,16 +60,16 @@ section! {
         /// Append the log to this file.
         Restart "logFile" log_file: Option<PathBuf> = None, flag "--log-file", default "standard error";
         /// The port to listen on; 0 picks a free port and prints it.
-        Restart "port" port: Integer<u16> = Integer(8080), flag "--port";
+        Restart "port" port: Port = Port(8080), flag "--port";
         /// The address to listen on.
-        Restart "host" host: Text<IpAddr> = Text(Ipv4Addr::UNSPECIFIED.into()), flag "--host";
+        Restart "host" host: Text<Interface> = Text(Interface(Ipv4Addr::UNSPECIFIED.into())), flag "--host";
         /// A port for probes, metrics, the management API and a web page: [docs/management.md](management.md).
         Restart "management" management: Option<ManagementEntry> = None;
         /// A port for `GET /health`, `/livez` and `/readyz`, and for `GET /health?verbose`, which shows the state of
         /// each endpoint of the listed registries and the number of unlisted registries in use. On `host`.
-        Restart "health" health: Option<Integer<u16>> = None, flag "--health";
+        Restart "health" health: Option<Port> = None, flag "--health";
         /// A port for `GET /metrics`. On `host`; may be the port of `health`.
-        Restart "metrics" metrics: Option<Integer<u16>> = None, flag "--metrics";
+        Restart "metrics" metrics: Option<Port> = None, flag "--metrics";
         /// The maximum size of the cache, such as `200GB`. See [Disk space](#disk-space).
         AtOnce "cacheSize" cache_size: Option<Text<Size>> = None;
         /// The space to keep free on the cache's disk: a size, or a percentage such as `10%`.
@@ -96,9 +96,9 @@ section! {
         AtOnce "airGapped" air_gapped: bool = false, flag "--air-gapped";
         /// Check with the registry on every pull of a tag named `latest`, whatever `tagTtl` says.
         AtOnce "alwaysPullLatest" always_pull_latest: bool = false, flag "--always-pull-latest";
-        /// How many milliseconds a registry may take to start a response. Without the key, a complete manifest, token or
-        /// list may take 30000; with it, also this long.
-        AtOnce "pullTimeout" pull_timeout: Option<Integer<u32>> = None, flag "--pull-timeout", default "20000";
+        /// How long a registry may take to start a response: a duration, or a number of milliseconds. Without the key, a
+        /// complete manifest, token or list may take `30s`; with it, also this long.
+        AtOnce "pullTimeout" pull_timeout: Option<Text<Timeout>> = None, flag "--pull-timeout", default "20s";
         /// How long a tag is fresh after the registry confirmed it: a duration, `0` or `always` to check on every pull,
         /// `forever` to never check again.
         AtOnce "tagTtl" tag_ttl: Text<TtlText> = Text(TtlText(TAG_TTL));
@@ -148,8 +148,8 @@ section! {
         AtOnce "unlistedRegistries" unlisted_registries: Unlisted = Unlisted::Allow;
         /// The ports on which registries without an entry may be contacted, as well as the hosts that they redirect to or
         /// that issue their tokens. Entries of `registries` may use any port.
-        AtOnce "unlistedPorts" unlisted_ports: Option<Vec<Integer<u16>>> =
-            Some(UnlistedPorts::default().iter().map(Integer).collect());
+        AtOnce "unlistedPorts" unlisted_ports: Option<Vec<Port>> =
+            Some(UnlistedPorts::default().iter().map(Port).collect());
         /// Other Larders, or mirrors that expect `?ns=`, which are asked before each registry: URLs, or maps with the keys
         /// of [endpoints](#endpoints). See [Parents](#parents).
         AtOnce "parents" parents: Vec<EndpointEntry> = vec![];
@@ -160,20 +160,20 @@ section! {
         /// Settings for single registries. See [below](#registries).
         AtOnce "registries" registries: Vec<RegistryEntry> = vec![];
         /// Threads that serve clients. They never block on a single client.
-        Restart "workers" workers: Integer<u32> = integer(http::Settings::default().workers), default "4 × cores, at least 16";
+        Restart "workers" workers: Count = count_of(http::Settings::default().workers), default "4 × cores, at least 16";
         /// Maximum concurrent connections. When all are in use, a new connection replaces one that has not sent a complete
         /// request, first from the client address that has the most. One address gets at most eight ninths. The limit
         /// is also capped at half of the open file limit, which Larder raises to the hard limit at start.
-        Restart "maxConnections" max_connections: Integer<u32> = integer(http::Settings::default().max_connections);
+        Restart "maxConnections" max_connections: Count = count_of(http::Settings::default().max_connections);
         /// Maximum concurrent blob downloads. A registry gets another download only while it has fewer than are free,
         /// so one registry that hangs uses at most half, and two use at most a third each; `maxDownloads` of a registry
         /// replaces that share. Unlisted registries together get at most half. One client address gets at most three
         /// quarters of a registry's share.
-        Restart "maxDownloads" max_downloads: Integer<u32> = integer(cache::Settings::default().blob_fetchers);
+        Restart "maxDownloads" max_downloads: Count = count_of(cache::Settings::default().blob_fetchers);
         /// Maximum connections for one blob of 8 MiB or more. More than one is used if the registry supports ranges, no other
         /// download needs the slot, and the rate grows with each connection: where a registry or a link limits each
         /// connection. Each of them counts as a download for `maxDownloads`. `1` disables it.
-        AtOnce "connectionsPerBlob" connections_per_blob: Integer<u32> = integer(cache::Settings::default().connections.max);
+        AtOnce "connectionsPerBlob" connections_per_blob: Count = count_of(cache::Settings::default().connections.max);
         /// Bytes per second, averaged over a minute: a slower download is suspended while another one waits, and resumes
         /// later. `0` disables this.
         AtOnce "minimumRate" minimum_rate: Text<Size> = Text(Size(cache::Settings::default().minimum_rate));
@@ -235,10 +235,10 @@ section! {
     /// `management`.
     ManagementEntry {
         /// The port.
-        "port" port: Integer<u16>;
+        "port" port: Port;
         // The port shows the cache's contents, so other machines have access only if the operator says so.
         /// Its address.
-        "host" host: Text<IpAddr> = Text(Ipv4Addr::LOCALHOST.into());
+        "host" host: Text<Interface> = Text(Interface(Ipv4Addr::LOCALHOST.into()));
         /// A file with the token that requests must present to change something. Read when needed.
         "tokenFile" token_file: Option<PathBuf> = None;
     }
@@ -295,7 +295,7 @@ section! {
         "rateLimit" rate_limit: Option<Text<Rate>> = None;
         /// Maximum concurrent blob downloads from this registry, within the global limit. Manifests never wait for a
         /// slot. With 1, a client may have to wait until the prefetch of another blob has finished.
-        "maxDownloads" max_downloads: Option<Integer<u32>> = None, default "a fair share of the global `maxDownloads`";
+        "maxDownloads" max_downloads: Option<Count> = None, default "a fair share of the global `maxDownloads`";
     }
 }
 
@@ -322,7 +322,7 @@ section! {
         /// A name whose addresses are the members, such as that of a headless Service. It is looked up every 5 s.
         "dns" dns: Option<String> = None;
         /// The port of the members that `dns` finds.
-        "port" port: Integer<u16> = Integer(8080);
+        "port" port: Port = Port(8080);
         /// The scheme of the members that `dns` finds. With `https`, their certificates must be valid for the name in `dns`.
         "scheme" scheme: SchemeName = SchemeName::Http;
         /// The URLs of the members, the same list for all of them.
@@ -489,6 +489,6 @@ fn span(duration: Duration) -> Text<Span> {
     Text(Span(duration))
 }
 
-fn integer(number: usize) -> Integer<u32> {
-    Integer(u32::try_from(number).unwrap_or(u32::MAX))
+fn count_of(number: usize) -> Count {
+    Count(u32::try_from(number).unwrap_or(u32::MAX))
 }

@@ -5,13 +5,13 @@
 //!
 //! ```text
 //! /// The port to listen on; 0 picks a free port and prints it.
-//! Restart "port" port: Integer<u16> = Integer(8080), flag "--port";
+//! Restart "port" port: Port = Port(8080), flag "--port";
 //! ```
 //!
 //! An entry without a default is required. Everything else follows from the entry:
 //!
 //! - parsing: `deny_unknown_fields` refuses unknown keys, and `null` is the default;
-//! - `larder config show`: [`Serialize`](serde::Serialize), unset keys left out;
+//! - `larder config show`: [`Serialize`](serde::Serialize), unset keys left out, and [`Section::unset`] for those;
 //! - the difference between two configurations: [`Section::changed`];
 //! - the tables in `docs/configuration.md` and the schema of the chart: `Value::shape`, in tests only.
 //!
@@ -34,9 +34,20 @@ pub(super) enum Applies {
 /// A key of a section, what a reload does with it, and whether its values in two files differ.
 pub(super) type Comparison<T> = (&'static str, Applies, fn(&T, &T) -> bool);
 
+/// A key of a section, whether a section leaves it out, and its default in words.
+pub(super) type Unset<T> = (&'static str, fn(&T) -> bool, Option<&'static str>);
+
 /// A map of keys, declared by `section!`.
 pub(super) trait Section: Sized + 'static {
     const COMPARISONS: &'static [Comparison<Self>];
+    /// Each key, whether it is unset, and its default in words.
+    const UNSET: &'static [Unset<Self>];
+
+    /// The keys that are not set, with what applies instead.
+    fn unset(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let unset = Self::UNSET.iter().filter(|(_, is_unset, _)| is_unset(self));
+        unset.map(|(key, _, words)| (*key, words.unwrap_or("none")))
+    }
 
     /// The keys whose values differ in `new`, and what a running server does about it.
     fn changed(&self, new: &Self) -> impl Iterator<Item = (&'static str, Applies)> {
@@ -170,6 +181,8 @@ macro_rules! section {
         impl Section for $name {
             const COMPARISONS: &'static [Comparison<$name>] =
                 &[ $( $( ($key, Applies::$applies, |old, new| old.$field != new.$field), )? )* ];
+            const UNSET: &'static [Unset<$name>] =
+                &[ $( ($key, |section| section.$field.is_unset(), section!(@option $($words)?)), )* ];
         }
 
         impl Value for $name {

@@ -86,7 +86,7 @@ pub(super) fn management(
         Ok(())
     };
     if let Some(entry) = &file.management {
-        let address = SocketAddr::new(entry.host.0, entry.port.0);
+        let address = SocketAddr::new(entry.host.0.0, entry.port.0);
         add("management.port", address, Scope::Everything)?;
     }
     let others =

@@ -42,7 +42,6 @@ use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::api::Naming;
 use crate::cache::PrefetchOnHead;
@@ -58,12 +57,12 @@ pub use error::ConfigError;
 pub use object_store::{TierSettings, prefix as bucket_prefix};
 pub use overrides::Overrides;
 pub use suggestion::closest;
-pub use value::{LogFormat, LogLevel, ParseValueError};
+pub use value::{Count, Interface, LogFormat, LogLevel, ParseValueError, Port, Timeout};
 
 use file::{DrainName, File, OnHead, RegistryEntry, Unlisted};
 use keys::{Applies, Section};
 use object_store::ObjectStoreEntry;
-use value::{Integer, Rate};
+use value::{Rate, Text};
 
 /// Parses a rate such as `50MB`, in bytes per second.
 ///
@@ -160,7 +159,13 @@ impl Settings {
     /// the environment.
     pub fn to_yaml(&self) -> String {
         // YAML can represent all of these types.
-        serde_saphyr::to_string(&self.keys).unwrap_or_else(|error| format!("# {error}\n"))
+        let mut text =
+            serde_saphyr::to_string(&self.keys).unwrap_or_else(|error| format!("# {error}\n"));
+        text.push_str("# Not set, with what applies:\n");
+        for (key, words) in self.keys.unset() {
+            text.push_str(&format!("# {key}: {}\n", words.replace('`', "")));
+        }
+        text
     }
 
     /// The settings that all peers should share, for comparison. `None` without `peers`.
@@ -208,7 +213,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
     registry::set_expiries(&mut file.parents);
     let auth_of_peers = file.peers.iter_mut().filter_map(|peers| peers.auth.as_mut());
     auth_of_peers.for_each(auth::set_expiry);
-    let listen = SocketAddr::new(file.host.0, file.port.0);
+    let listen = SocketAddr::new(file.host.0.0, file.port.0);
     Ok(Settings {
         log_level: file.log_level.0,
         log_format: file.log_format.0,
@@ -326,8 +331,8 @@ fn prefetch(file: &File) -> Result<cache::Prefetch, ConfigError> {
 
 fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
     let mut timeouts = Timeouts::default();
-    if let Some(Integer(milliseconds)) = file.pull_timeout {
-        timeouts.headers = Duration::from_millis(milliseconds.into());
+    if let Some(Text(Timeout(headers))) = file.pull_timeout {
+        timeouts.headers = headers;
         timeouts.metadata = timeouts.headers;
     }
     Ok(upstream::Settings {
@@ -345,9 +350,8 @@ fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
     })
 }
 
-/// A count, never zero: a server without workers would not serve.
-fn count(number: Integer<u32>) -> usize {
-    usize::try_from(number.0).unwrap_or(usize::MAX).max(1)
+fn count(Count(number): Count) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// The aliases of all registries, checked against each other and against the names.

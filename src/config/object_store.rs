@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use super::file::{AddressingName, SweepName, TlsEntry};
-use super::keys::{Comparison, Section, Value, section};
+use super::keys::{Comparison, Section, Unset, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
-use super::value::{EndpointUrl, Hidden, Integer, Rate, Size, Span, Text};
+use super::value::{Count, EndpointUrl, Hidden, Rate, Size, Span, Text};
 use super::{ConfigError, aws, registry};
 use crate::cache::{BucketLimits, UploadSettings};
 use crate::upstream::{
@@ -51,7 +51,7 @@ section! {
         /// Only read from the bucket.
         "readOnly" read_only: bool = false;
         /// How many objects are uploaded at the same time.
-        "uploads" uploads: Integer<u32> = Integer(4);
+        "uploads" uploads: Count = Count(4);
         /// Bytes per second that all uploads may use together.
         "uploadRate" upload_rate: Option<Text<Rate>> = None;
         /// Larger objects are uploaded in parts of this size, and continued after an interruption. At least `5MiB`.

@@ -1,10 +1,9 @@
 //! Flags of the command line, which override keys of the file.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::file::File;
-use super::value::{Integer, LogFormat, LogLevel, Text};
+use super::value::{Interface, LogFormat, LogLevel, Port, Text, Timeout};
 use crate::oci::Upstream;
 
 /// The flags that were given.
@@ -21,17 +20,17 @@ pub struct Overrides {
     /// `--log-file`.
     pub log_file: Option<PathBuf>,
     /// `--port`.
-    pub port: Option<u16>,
+    pub port: Option<Port>,
     /// `--host`.
-    pub host: Option<IpAddr>,
+    pub host: Option<Interface>,
     /// `--health`.
-    pub health: Option<u16>,
+    pub health: Option<Port>,
     /// `--metrics`.
-    pub metrics: Option<u16>,
+    pub metrics: Option<Port>,
     /// `--default-ns`.
     pub default_ns: Option<Upstream>,
-    /// `--pull-timeout`, in milliseconds.
-    pub pull_timeout_ms: Option<u64>,
+    /// `--pull-timeout`.
+    pub pull_timeout: Option<Timeout>,
     /// `--preload-images`.
     pub preload_images: Option<PathBuf>,
     /// `--os`.
@@ -49,18 +48,16 @@ pub struct Overrides {
 impl Overrides {
     /// Sets the keys for which a flag was given.
     pub(super) fn apply(self, file: &mut File) {
-        // 49 days and forever are the same here.
-        let milliseconds = |number| Integer(u32::try_from(number).unwrap_or(u32::MAX));
         set(&mut file.image_path, self.image_path);
         set(&mut file.log_level, self.log_level.map(Text));
         set(&mut file.log_format, self.log_format.map(Text));
         set(&mut file.log_file, self.log_file.map(Some));
-        set(&mut file.port, self.port.map(Integer));
+        set(&mut file.port, self.port);
         set(&mut file.host, self.host.map(Text));
-        set(&mut file.health, self.health.map(Integer).map(Some));
-        set(&mut file.metrics, self.metrics.map(Integer).map(Some));
+        set(&mut file.health, self.health.map(Some));
+        set(&mut file.metrics, self.metrics.map(Some));
         set(&mut file.default_ns, self.default_ns.map(Text).map(Some));
-        set(&mut file.pull_timeout, self.pull_timeout_ms.map(milliseconds).map(Some));
+        set(&mut file.pull_timeout, self.pull_timeout.map(Text).map(Some));
         set(&mut file.preload_images, self.preload_images.map(Some));
         set(&mut file.os, self.os.map(Some));
         set(&mut file.arch, self.arch.map(Some));

@@ -13,12 +13,26 @@ pub(super) fn read(path: &Path) -> Result<File, ConfigError> {
 }
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
-    serde_saphyr::from_str(text).map_err(|error| ConfigError::Parse {
-        path: path.to_owned(),
-        position: error.location().map(|at| (at.line(), at.column())),
+    serde_saphyr::from_str(text).map_err(|error| {
+        let position = error.location().map(|at| (at.line(), at.column()));
         // The other lines of the parser's message quote the file, and files contain passwords.
-        reason: first_line(&error.to_string()),
+        let reason = first_line(&error.to_string());
+        let key = position.and_then(|(line, column)| {
+            key_before(text, line.try_into().ok()?, column.try_into().ok()?)
+        });
+        let reason = key.map_or_else(|| reason.clone(), |key| format!("{key}: {reason}"));
+        ConfigError::Parse { path: path.to_owned(), position, reason }
     })
+}
+
+/// The key of the value at a position, which counts from 1.
+fn key_before(text: &str, line: usize, column: usize) -> Option<&str> {
+    let line = text.lines().nth(line.checked_sub(1)?)?;
+    let end = line.char_indices().nth(column.checked_sub(1)?).map_or(line.len(), |(at, _)| at);
+    let before = line[..end].trim_end().strip_suffix(':')?;
+    let is_of_key = |char: char| char.is_ascii_alphanumeric();
+    let key = before.rsplit(|char| !is_of_key(char)).next()?;
+    (!key.is_empty()).then_some(key)
 }
 
 /// The first line of the parser's message, without the position.

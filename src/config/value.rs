@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
@@ -53,45 +54,108 @@ impl<T: fmt::Display> Serialize for Text<T> {
     }
 }
 
-/// An integer that fits its type.
+/// A number of things of which there must be at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Integer<T>(pub(super) T);
+pub struct Count(pub u32);
 
-/// The integer types of the configuration, and the largest value of each for error texts.
-pub(super) trait Number: TryFrom<u64> + Into<u64> + Copy {
-    const MAX: u64;
-}
+impl Value for Count {}
 
-impl Number for u16 {
-    const MAX: u64 = u16::MAX as u64;
-}
-
-impl Number for u32 {
-    const MAX: u64 = u32::MAX as u64;
-}
-
-impl<T> Value for Integer<T> {}
-
-impl<T: Number> FromStr for Integer<T> {
+impl FromStr for Count {
     type Err = ParseValueError;
 
-    fn from_str(text: &str) -> Result<Integer<T>, ParseValueError> {
-        let number = text.parse::<u64>().ok().and_then(|number| T::try_from(number).ok());
-        number.map(Integer).ok_or_else(|| {
-            ParseValueError(format!("{text} is not a whole number from 0 to {}", T::MAX))
+    fn from_str(text: &str) -> Result<Count, ParseValueError> {
+        text.parse().ok().filter(|count| *count > 0).map(Count).ok_or_else(|| {
+            ParseValueError(format!("{text} is not a whole number from 1 to {}", u32::MAX))
         })
     }
 }
 
-impl<'de, T: Number> Deserialize<'de> for Integer<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Integer<T>, D::Error> {
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Count, D::Error> {
         Text::deserialize(deserializer).map(|text| text.0)
     }
 }
 
-impl<T: Number> Serialize for Integer<T> {
+impl Serialize for Count {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(self.0.into())
+        serializer.serialize_u32(self.0)
+    }
+}
+
+/// A duration of more than zero; a number without a unit is milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeout(pub Duration);
+
+impl FromStr for Timeout {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Timeout, ParseValueError> {
+        let milliseconds = text.parse().ok().map(Duration::from_millis);
+        let timeout = milliseconds.or_else(|| parse_duration(text).ok());
+        timeout.filter(|timeout| !timeout.is_zero()).map(Timeout).ok_or_else(|| {
+            let allowed =
+                "a timeout is a duration such as 20s or 1m30s, or a number of milliseconds; not 0";
+            ParseValueError(allowed.into())
+        })
+    }
+}
+
+impl fmt::Display for Timeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Span(self.0).fmt(f)
+    }
+}
+
+/// The address of a network interface, or `localhost`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interface(pub IpAddr);
+
+impl FromStr for Interface {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Interface, ParseValueError> {
+        let address = match text {
+            "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+            _ => text.trim_start_matches('[').trim_end_matches(']').parse().ok(),
+        };
+        address.map(Interface).ok_or_else(|| {
+            let allowed = "is not an IP address of this machine, such as 0.0.0.0 (all), :: (all, also IPv6), \
+                           127.0.0.1 or localhost";
+            ParseValueError(format!("{text} {allowed}"))
+        })
+    }
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A TCP port; 0 for any free one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port(pub u16);
+
+impl Value for Port {}
+
+impl FromStr for Port {
+    type Err = ParseValueError;
+
+    fn from_str(text: &str) -> Result<Port, ParseValueError> {
+        let refuse = |_| ParseValueError(format!("{text} is not a port (0 to {})", u16::MAX));
+        text.parse().map(Port).map_err(refuse)
+    }
+}
+
+impl<'de> Deserialize<'de> for Port {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Port, D::Error> {
+        Text::deserialize(deserializer).map(|text| text.0)
+    }
+}
+
+impl Serialize for Port {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u16(self.0)
     }
 }
 
@@ -229,6 +293,7 @@ impl FromStr for Span {
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No weeks: 30d is easier to read than a number of weeks that happens to fit.
         const UNITS: [(&str, u128); 7] = [
             ("d", 86_400_000_000_000),
             ("h", 3_600_000_000_000),
@@ -332,7 +397,8 @@ impl fmt::Display for FreeSpaceText {
     }
 }
 
-/// A number of bytes per second: a [`Size`] that is not zero.
+/// A number of bytes per second: a [`Size`] with a unit that is not zero. Without a unit it would probably mean more than
+/// bytes, and block what it limits for hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Rate(pub(super) NonZeroU64);
 
@@ -341,6 +407,12 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Rate, ParseValueError> {
         let Size(bytes) = text.parse()?;
+        if bytes > 0 && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            let reason = format!(
+                "{text} has no unit: {text}MB, for example, or {text}B for bytes per second"
+            );
+            return Err(ParseValueError(reason));
+        }
         NonZeroU64::new(bytes).map(Rate).ok_or_else(|| {
             let reason = "a rate of 0 would stop all transfers; for no limit, leave it out";
             ParseValueError(reason.into())
@@ -350,7 +422,10 @@ impl FromStr for Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Size(self.0.get()).fmt(f)
+        // A rate has a unit.
+        let size = Size(self.0.get()).to_string();
+        let unit = if size.bytes().all(|byte| byte.is_ascii_digit()) { "B" } else { "" };
+        write!(f, "{size}{unit}")
     }
 }
 
@@ -454,9 +529,14 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, seconds) in
-            [("0", 0.0), ("5m", 300.0), ("1h30m", 5400.0), ("250ms", 0.25), ("30d", 2_592_000.0)]
-        {
+        for (text, seconds) in [
+            ("0", 0.0),
+            ("5m", 300.0),
+            ("1h30m", 5400.0),
+            ("250ms", 0.25),
+            ("30d", 2_592_000.0),
+            ("4w", 2_419_200.0),
+        ] {
             let Span(span) = text.parse().unwrap();
             assert!((span.as_secs_f64() - seconds).abs() < 1e-9, "{text}");
         }
@@ -503,7 +583,9 @@ mod tests {
             assert!(error.contains("10MB"), "{text}: {error}");
         }
         assert_eq!("10MB".parse(), Ok(Rate(NonZeroU64::new(10_000_000).unwrap())));
-        assert!("0MB".parse::<Rate>().is_err() && "fast".parse::<Rate>().is_err());
+        for text in ["0MB", "0", "5", "fast"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use time::macros::format_description;
 use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 
 /// The units. A name that begins with another one comes first.
-const UNITS: [(&str, u64); 7] = [
+const UNITS: [(&str, u64); 8] = [
     ("ns", 1),
     ("us", 1_000),
     ("ms", 1_000_000),
@@ -16,6 +16,7 @@ const UNITS: [(&str, u64); 7] = [
     ("m", 60 * 1_000_000_000),
     ("h", 3600 * 1_000_000_000),
     ("d", 86_400 * 1_000_000_000),
+    ("w", 7 * 86_400 * 1_000_000_000),
 ];
 
 /// A duration with its unit, e.g. `1h30m`, `5m`, `250ms`, or `0`.
@@ -24,7 +25,7 @@ const UNITS: [(&str, u64); 7] = [
 /// A description of the accepted format.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let refuse = || {
-        "a duration is a number with a unit of ns, us, ms, s, m, h, d, e.g. 5m or 1h30m, or 0"
+        "a duration is a number with a unit of ns, us, ms, s, m, h, d, w, e.g. 5m or 1h30m, or 0"
             .to_owned()
     };
     if text == "0" {
@@ -59,17 +60,7 @@ pub fn parse_since(text: &str, now: SystemTime) -> Result<SystemTime, String> {
     if let Ok(date_time) = date_time {
         return Ok(date_time.assume_utc().into());
     }
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let seconds = match &text[digits..] {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        "w" => 7 * 86_400,
-        _ => 0,
-    };
-    let number: Option<u64> = text[..digits].parse().ok();
-    let ago = number.and_then(|number| number.checked_mul(seconds)).filter(|ago| *ago > 0);
+    let ago = parse_duration(text).ok().map(|ago| ago.as_secs()).filter(|ago| *ago > 0);
     ago.and_then(|ago| now.checked_sub(Duration::from_secs(ago))).ok_or_else(|| {
         format!(
             "{text:?} is neither a date such as 2026-11-01 or 2026-11-01T12:00:00 (UTC) nor a time \
@@ -107,6 +98,7 @@ mod tests {
             ("1970-01-02T00:00:01Z", 86_401),
             ("7d", 2_000_000_000 - 604_800),
             ("2w", 2_000_000_000 - 2 * 604_800),
+            ("1d12h", 2_000_000_000 - 129_600),
         ] {
             assert_eq!(parse_since(text, now), Ok(at(expected)), "{text}");
         }

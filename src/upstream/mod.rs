@@ -40,7 +40,9 @@ pub use auth::{
     AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, FixedKeys,
     HelperProgram, HelperSettings, KeySettings, RepositoryPrefix, Secret, SecretSource,
 };
-pub use client::{EndpointKind, EndpointSettings, RateLimit, TagListWriter};
+pub use client::{
+    CheckState, CheckStep, EndpointCheck, EndpointKind, EndpointSettings, RateLimit, TagListWriter,
+};
 pub use endpoints::{
     BreakerPolicy, BreakerState, Bucket, EndpointFailures, EndpointStatus, PeerMembers,
     PeerSettings, PeerStatus, RECORD_BYTES_MAX, Registries, RegistryChanges, RegistrySettings,
@@ -91,6 +93,18 @@ pub trait Sources: Send + Sync {
     /// The bucket, for uploads.
     fn shared_bucket(&self) -> Option<Bucket> {
         None
+    }
+
+    /// Tries everything that a pull needs: see [`Registries::check`].
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::NotAllowed`] if the registry may not be dialled.
+    fn check(
+        &self,
+        _upstream: &Upstream,
+        _image: Option<(&Repository, &Reference)>,
+    ) -> Result<Vec<EndpointCheck>, UpstreamError> {
+        Ok(Vec::new())
     }
 
     /// The health of all registries used so far, sorted by name.

@@ -260,6 +260,7 @@ def run_mock(directory):
         check_prune(page, "docker.io/library/nginx:1.27")
         check_prefetch(page, friendly)
         check_overview(page)
+        check_test(page, friendly)
         check_downloads(page, friendly)
         check_paging(page, friendly)
         check_width(page)
@@ -277,6 +278,17 @@ def check_overview(page):
     assert "without a download" in page.js("return document.querySelector('#chart-bytes svg').getAttribute('aria-label')")
     assert "breaker open" in page.text("#upstream-list") and "76 of 100 pulls left" in page.text("#upstream-list")
     assert len(page.texts("#registry-rows tr")) == 3
+
+
+def check_test(page, mock):
+    step("a registry can be tested, and a failure has a remedy")
+    page.tab_to("Test quay.io")
+    page.press(Keys.ENTER)
+    page.wait_for("#detail-body", "start quay.io")
+    assert page.text("#detail-title") == "Test of quay.io" and "failed" in page.text("#detail-body")
+    assert mock.changes[-1][1:] == ("/api/v1/check", {"target": "quay.io"}), mock.changes
+    page.press(Keys.ESCAPE)
+    page.wait("the dialog is closed", lambda: not page.is_open("detail"))
 
 
 def check_downloads(page, mock):

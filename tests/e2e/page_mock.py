@@ -292,6 +292,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def post_prefetch(self, query):
         return 202, {"image": query["image"]}
 
+    def post_check(self, query):
+        target = query["target"]
+        steps = [{"name": "name", "state": "ok", "text": "192.0.2.1", "remedy": None},
+                 {"name": "connection", "state": "failed", "text": f"{target} refuses connections", "remedy": f"start {target}"}]
+        return 200, {"target": target, "endpoints": [{"target": target, "url": f"https://{target}", "kind": "registry", "ok": False, "steps": steps}]}
+
     def send_json(self, status, value):
         self.send(status, json.dumps(value).encode(), "application/json")
 

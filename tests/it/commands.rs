@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
 use crate::support::process::{Process, larder, run};
-use crate::support::{FakeRegistry, Image, Publish, bytes};
+use crate::support::{FakeRegistry, Fault, Image, On, Publish, bytes};
 
 const REPOSITORY: &str = "team/app";
 
@@ -37,7 +37,16 @@ fn usage_errors_are_answered_with_advice() {
     let (none, list, log) = (path("none"), path("list"), path("none/log"));
     let at = format!("@{list}");
     for (words, code, message) in [
-        (vec!["list", "--image-path", &none], 2, "--image-path must precede the command".into()),
+        (vec!["list", "--image-path", &none], 2, format!("there is no cache in {none}")),
+        (vec!["serve", "--port", "80000"], 2, "--port: 80000 is not a port (0 to 65535)".into()),
+        (vec!["serve", "--host", "here"], 2, "--host: here is not an IP address".into()),
+        (vec!["serve", "--host", "192.0.2.1"], 1, "this machine has no address 192.0.2.1".into()),
+        (vec!["serve", "--pull-timeout", "20x"], 2, "--pull-timeout: a timeout is".into()),
+        (vec!["load", "--parallel", "0", "x"], 2, "--parallel: 0 is not a whole number".into()),
+        (vec!["load", "--atempts", "3"], 2, "Run larder load --help".into()),
+        (vec!["load", file!()], 2, format!("{} is a file; did you mean @{}?", file!(), file!())),
+        (vec!["verify", "--rate", "5"], 2, "--rate: 5 has no unit".into()),
+        (vec!["prune", "--count", "0", "x"], 2, "--count: 0 is not a whole number".into()),
         (
             vec!["--image-path", &none, "--log-file", &log, "serve"],
             1,
@@ -55,18 +64,6 @@ fn usage_errors_are_answered_with_advice() {
         run(&["--image-path", &none, "export", "--all", "--output", &path("bundle.tar")]);
     assert!(status == Some(2) && stderr.contains("there is no cache in"), "{stderr}");
     assert!(!Path::new(&none).exists(), "a mistyped directory is not created");
-}
-
-#[test]
-fn unreadable_credentials_file_is_a_warning() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("larder.yaml");
-    let entry = "{name: a.example, auth: {user: u, passwordFile: /nonexistent/password}}";
-    fs::write(&file, format!("registries: [{entry}]")).expect("a file");
-    let (status, _, stderr) =
-        run(&["--config-file", &file.display().to_string(), "config", "check"]);
-    let message = "error: registries: a.example: passwordFile: /nonexistent/password: ";
-    assert!(status == Some(0) && stderr.contains(message), "{stderr}");
 }
 
 #[test]
@@ -169,7 +166,7 @@ fn load_accepts_lists_and_bundles_and_reports_failures() {
     let files = format!("{}/*.tar,{}", far.path().display(), list.display());
     let (code, _, message) = on(&there, &["load", "--attempts", "1", "--image-file", &files]);
     assert_eq!(code, Some(1), "{message}");
-    assert!(message.contains(&format!("failed: {}: ", name("v9"))), "{message}");
+    assert!(message.contains(&format!("{}: cannot be loaded: ", name("v9"))), "{message}");
     assert!(message.contains("1 of 2 images in the cache"), "{message}");
     let (_, table, _) = on(&there, &["list"]);
     for tag in ["v1", "v2"] {
@@ -218,6 +215,101 @@ fn preloaded_images_are_cached_without_a_client() {
     for each in image.blobs() {
         assert!(get(process.address, &blob(REPOSITORY, &each.digest)).body == each.bytes);
     }
+}
+
+#[test]
+fn selection_that_matches_nothing_is_an_error() {
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
+    let directory = tempfile::tempdir().expect("a directory");
+    let site = site(directory.path(), &registry);
+    let name = format!("{}/{REPOSITORY}", registry.host());
+    assert_eq!(on(&site, &["load", &format!("{name}:v1")]).0, Some(0));
+    let (tag, similar) = (format!("{name}:v9"), format!("{}/team/ap", registry.host()));
+    for words in [vec!["list"], vec!["verify"], vec!["prune", "--dry-run"]] {
+        for (typed, hint) in [
+            ("nosuch", "nothing matches nosuch\n".to_owned()),
+            (&*tag, format!("nothing matches {tag}; the tags of {name} are v1\n")),
+            (&*similar, format!("nothing matches {similar}; did you mean {name}?\n")),
+            ("*nosuch*", "nothing matches *nosuch*\n".to_owned()),
+        ] {
+            // A scheduled prune has nothing to do then.
+            if words[0] == "prune" && typed.contains('*') {
+                continue;
+            }
+            let (code, stdout, stderr) = on(&site, &[&words[..], &[typed]].concat());
+            assert!(code == Some(1) && stderr.ends_with(&hint), "{words:?} {typed}: {stderr}");
+            assert!(!stdout.contains(&name), "{words:?} {typed}: {stdout}");
+        }
+    }
+    // What matches is listed nevertheless.
+    let (code, stdout, stderr) = on(&site, &["list", "-q", &name, "nosuch"]);
+    assert_eq!((code, stdout), (Some(1), format!("{name}:v1\n")), "{stderr}");
+    let (code, stdout, _) = on(&site, &["list", "--quiet"]);
+    assert_eq!((code, stdout), (Some(0), format!("{name}:v1\n")));
+    assert_eq!(on(&site, &["pin", &name]).0, Some(0));
+    let (_, stdout, _) = on(&site, &["pin", "--json"]);
+    let pins: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!(pins, serde_json::json!([{"pin": name, "in": "directory"}]));
+}
+
+#[test]
+fn load_says_whether_repeating_can_help() {
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
+    let directory = tempfile::tempdir().expect("a directory");
+    let site = site(directory.path(), &registry);
+    let name = format!("{}/{REPOSITORY}", registry.host());
+    let absent = format!("{name}:absent");
+    let down = format!("{}/other/app:v1", registry.host());
+    registry.fault(On::path("*", "/v2/other/*"), Fault::status(503));
+    registry.expect_unknown(&manifest(REPOSITORY, "absent"));
+    let load = |images: &[&str]| on(&site, &[&["load", "--attempts", "1"], images].concat());
+    let (code, _, stderr) = load(&[&absent]);
+    assert!(code == Some(1) && stderr.contains("repeating the command cannot help"), "{stderr}");
+    assert_eq!(stderr.matches(&absent).count(), 1, "{stderr}");
+    let (_, _, stderr) = load(&[&down]);
+    assert!(stderr.contains(": not loaded yet: "), "{stderr}");
+    assert!(stderr.contains("could not be loaded; repeat the command to continue"), "{stderr}");
+    let (_, _, stderr) = load(&[&absent, &down, &format!("{name}:v1")]);
+    assert!(stderr.contains("2 of 3 images could not be loaded"), "{stderr}");
+    assert!(stderr.contains("repeating the command can help with 1, the others"), "{stderr}");
+    let (code, stdout, stderr) = load(&["-q", &format!("{name}:v1")]);
+    assert_eq!((code, &*stdout, &*stderr), (Some(0), "", ""));
+}
+
+#[test]
+fn configuration_with_a_broken_reference_is_not_called_valid() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("larder.yaml");
+    let check = |text: &str| {
+        fs::write(&file, text).expect("it can be written");
+        run(&["config", "check", "-c", file.to_str().expect("UTF-8")])
+    };
+    let (code, stdout, stderr) =
+        check("parents: [{url: 'https://p', auth: {passwordFile: /none, user: u}}]");
+    assert!(code == Some(1) && stdout.is_empty(), "{stdout}");
+    assert!(stderr.contains("error: parents: https://p: passwordFile: /none: "), "{stderr}");
+    assert!(
+        stderr.contains("a server can start with it, but 1 error must be corrected"),
+        "{stderr}"
+    );
+    let entry = "{name: a.example, auth: {user: u, passwordFile: /nonexistent/password}}";
+    let (code, _, stderr) = check(&format!("registries: [{entry}]"));
+    let message = "error: registries: a.example: passwordFile: /nonexistent/password: ";
+    assert!(code == Some(1) && stderr.contains(message), "{stderr}");
+    let (code, stdout, stderr) = check("serverAuthConfig: {htpasswd: /none}");
+    assert!(code == Some(2) && stdout.is_empty(), "{stderr}");
+    let htpasswd = directory.path().join("users");
+    fs::write(&htpasswd, "u:$2y$05$sMEN6mZ1XZtZmxxdIdLNO.FDA1wVYkgZu7LjgmYXMuTRoXkKKLyVe\n")
+        .expect("written");
+    let text = format!("serverAuthConfig: {{htpasswd: {}}}", htpasswd.display());
+    let (code, stdout, stderr) = check(&text);
+    assert!(
+        code == Some(0) && stdout.ends_with("valid, 0 registry entries, 1 warning\n"),
+        "{stdout}"
+    );
+    assert!(stderr.starts_with("warning: serverAuthConfig without serverTlsConfig"), "{stderr}");
+    let (_, stdout, _) = run(&["config", "show"]);
+    assert!(stdout.contains("# pullTimeout: 20s\n"), "{stdout}");
 }
 
 #[test]

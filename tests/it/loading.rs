@@ -241,7 +241,7 @@ fn image_whose_manifest_or_tag_cannot_be_stored_is_not_loaded() {
         // Fails for root as well, as on a full disk.
         fs::write(path.components().as_path(), b"in the way").expect("a file can be written");
         let summary = run(&larder, &registry, "$/team/app:v1", &settings(&["all"]));
-        let [(_, Outcome::Failed { reason })] = &summary.images[..] else {
+        let [(_, Outcome::Failed { reason, .. })] = &summary.images[..] else {
             panic!("{in_the_way:?}: {summary:?}");
         };
         assert!(reason.contains("not stored"), "{in_the_way:?}: {reason}");

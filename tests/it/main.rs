@@ -83,6 +83,7 @@ mod abuse;
 // What browsers, terminals and logs are protected from.
 mod browsers;
 // Commands next to a running server.
+mod checks;
 mod commands;
 // Pruning, by command and by schedule.
 mod pruning;
@@ -112,6 +113,8 @@ mod observability;
 mod log_formats;
 // Documents compared with the code.
 mod documents;
+// `larder images` and `larder load --from`.
+mod images;
 // Passwords and tokens from the configuration.
 mod credentials;
 // Credential helpers.

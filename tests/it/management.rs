@@ -86,6 +86,10 @@ fn every_operation_matches_the_openapi_document() {
         ("POST /api/v1/prefetch", "?image=app:2", 202),
         ("POST /api/v1/prefetch", "", 400),
         ("POST /api/v1/flights/resume", "", 202),
+        ("POST /api/v1/check", "?target=docker.io", 200),
+        ("POST /api/v1/check", "?target=app:1", 200),
+        ("POST /api/v1/check", "", 400),
+        ("POST /api/v1/check", "?target=A/b", 400),
     ] {
         check(operation, query, status);
     }
@@ -154,7 +158,7 @@ fn status_reports_everything_in_one_response() {
     site.run_ok(&["offline", "on"]);
     until("offline mode", || server.api("status")["offline"] == true);
     assert_eq!(server.metric("larder_offline"), 1.0);
-    for what in ["flights/resume", "prefetch?image=app:1"] {
+    for what in ["flights/resume", "prefetch?image=app:1", "check?target=docker.io"] {
         let got = server.call("POST", what);
         assert!(got.status == 409 && got.text().contains("larder offline"), "{what}: {got:?}");
     }

@@ -24,6 +24,7 @@ fn changes_require_the_token_and_local_reads_do_not() {
         ("DELETE", "pins?pattern=a"),
         ("POST", "prune?pattern=*"),
         ("POST", "prefetch?image=a"),
+        ("POST", "check?target=docker.io"),
         ("POST", "flights/resume"),
         ("DELETE", &cancel),
     ];
@@ -132,6 +133,8 @@ fn invalid_parameters_are_refused_with_the_valid_ones() {
         ("POST", "pins?pattern=a&pattern=b", "pattern is given twice"),
         ("DELETE", "pins?pattern=%20", "pattern: "),
         ("POST", "prefetch", "image is missing"),
+        ("POST", "check", "target is missing"),
+        ("POST", "check?target=A/b", "target: A/b: "),
         ("POST", "prefetch?image=http://a/b", "image: "),
         ("POST", "flights/resume?x=1", "takes no parameters"),
         ("DELETE", "flights?upstream=docker.io", "digest is missing"),

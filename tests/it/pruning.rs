@@ -105,10 +105,9 @@ fn prune_conditions_must_all_match() {
         (&["--prune-before", "2999-01-01", "busybox"], &["busybox:3"]),
         (&["--date", "2999-01-01T00:00:00", "--count", "1"], &["alpine:3"]),
         (&["*", "--count", "3"], &["alpine:3", "alpine:edge", "busybox:3"]),
-        (&["*", "--count", "0"], &[]),
         (&["alpine", "--unused-for", "45h"], &["alpine:3"]),
         (&["*:3", "--unused-for", "35h", "--created-before", "30d"], &[]),
-        (&["quay.io/*", "nginx"], &[]),
+        (&["quay.io/*"], &[]),
     ] {
         let message = site.run_ok(&[&["prune", "--dry-run", "--json"], words].concat());
         let message = report(&message);

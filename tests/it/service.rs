@@ -125,7 +125,7 @@ fn unreadable_files_needed_later_are_reported_at_once_and_do_not_prevent_the_sta
     let check = || run(&["--config-file", &path.display().to_string(), "config", "check"]);
     let missing = ["pinLists: cannot read the pins in", "management.tokenFile: "];
     let (code, _, message) = check();
-    assert!(code == Some(0) && missing.iter().all(|words| message.contains(words)), "{message}");
+    assert!(code == Some(1) && missing.iter().all(|words| message.contains(words)), "{message}");
     let process = Process::serve_file(directory.path(), &text);
     assert!(missing.iter().all(|words| process.banner.contains(words)), "{}", process.banner);
     drop(process);
@@ -134,7 +134,7 @@ fn unreadable_files_needed_later_are_reported_at_once_and_do_not_prevent_the_sta
     fs::write(&token, "\n").expect("a file can be written");
     let (code, _, message) = check();
     assert!(
-        code == Some(0) && message.contains("line 2: A: ") && message.contains("it is empty"),
+        code == Some(1) && message.contains("line 2: A: ") && message.contains("it is empty"),
         "{message}"
     );
     fs::write(&list, "alpine\n").expect("a file can be written");

@@ -30,6 +30,7 @@ const MODULES: &[(&str, &str, &str)] = &[
     ),
     ("prune", "oci store", "HTTP to clients"),
     ("bundle", "oci store cache units", "HTTP to clients"),
+    ("image_references", "oci", "files, registries, command line"),
     ("hello", "oci", "files, how images are served"),
     ("client_config", "oci", "files, Larder's own configuration"),
     ("metrics", "", "what is counted, and why"),
@@ -59,7 +60,7 @@ enum Modules {
 use Modules::{Not, Only};
 
 /// Modules of values and decisions. They have no access to files, network or clock.
-const PURE: &str = "oci flight cache api";
+const PURE: &str = "oci flight cache api image_references";
 const SOCKETS: &str = "sockets out are upstream's, sockets in are http's";
 const CLOCK: &str = "time is an argument";
 
@@ -73,6 +74,7 @@ const RESTRICTED: &[(&str, Modules, &str)] = &[
     ("rustix", Only("store http commands"), "system calls are for disk, sockets and the process"),
     ("sha2", Only("oci certificates"), "digests of content are computed in one place"),
     ("serde_saphyr", Only("config"), "configuration files are read in one place"),
+    ("granit_parser", Only("image_references"), "documents of others are read in one place"),
     ("std::env", Only("config commands main"), "the environment is read in one place"),
     ("std::fs", Not(PURE), "files are store's"),
     ("File::open", Not(PURE), "files are store's"),

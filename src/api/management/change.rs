@@ -1,8 +1,9 @@
 //! Requests that change something.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::status::Refusal;
+use super::check::{CheckTarget, check_document};
 use super::{Handlers, accepted, document, documents, read};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
@@ -15,6 +16,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "pins" => pin(handlers, request),
         "prune" => prune(handlers, request),
         "prefetch" => prefetch(handlers, request),
+        "check" => check(handlers, request),
         "flights/resume" => resume(handlers, request),
         _ => cancel(handlers, request),
     }
@@ -84,9 +86,7 @@ fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     let (name, reference) = read::reference(&query)?;
     let started = handlers.cache.prefetch(&name, &reference, handlers.platforms.clone());
     started.map_err(|error| match error {
-        CacheError::NotCached => Refusal::Conflict(
-            "registries may not be contacted (airGapped, or larder offline on)".into(),
-        ),
+        CacheError::NotCached => offline(),
         CacheError::GivenUp | CacheError::Suspended => Refusal::Busy(error.to_string()),
         error => Refusal::Conflict(error.to_string()),
     })?;
@@ -95,11 +95,31 @@ fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     Ok(accepted(&json!({ "image": image })))
 }
 
+/// Not a change, but it makes requests to a registry that the caller names.
+fn check(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
+    let query = handlers.query(request, &["target"])?;
+    let target = CheckTarget::parse(query.required("target")?, &handlers.naming.read());
+    let target = target.map_err(|error| Refusal::Parameter(format!("target: {error}")))?;
+    let _heavy = handlers.heavy()?;
+    log::info!("checking {} for {}", target.text, request.peer().ip());
+    let checked = handlers.cache.check(&target.upstream, target.image());
+    let checked = checked.map_err(|error| match error {
+        CacheError::NotCached => offline(),
+        error => Refusal::Conflict(error.to_string()),
+    })?;
+    let endpoints: Vec<Value> =
+        checked.iter().map(|check| check_document(&target.text, check)).collect();
+    Ok(document(&json!({ "target": target.text, "endpoints": endpoints })))
+}
+
+fn offline() -> Refusal {
+    Refusal::Conflict("registries may not be contacted (airGapped, or larder offline on)".into())
+}
+
 fn resume(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     handlers.query(request, &[])?;
     if handlers.cache.is_offline() {
-        let text = "registries may not be contacted (airGapped, or larder offline on)";
-        return Err(Refusal::Conflict(text.into()));
+        return Err(offline());
     }
     let resumed = handlers.cache.resume_downloads();
     log::info!("resumed {} for {}", plural(resumed, "download"), request.peer().ip());

@@ -6,6 +6,7 @@
 
 mod access;
 mod change;
+mod check;
 mod documents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -32,6 +33,7 @@ use access::Token;
 use query::Query;
 
 pub use access::ReadToken;
+pub use check::{CheckTarget, check_document};
 pub use documents::{image_document, report_document};
 
 /// The number of concurrent requests that read all images or remove some, so that workers are left for probes.
@@ -202,7 +204,7 @@ impl Handlers {
             | "upstreams" | "peers" | "bucket" => "GET, HEAD",
             "flights" => "GET, HEAD, DELETE",
             "pins" => "GET, HEAD, POST, DELETE",
-            "flights/resume" | "prune" | "prefetch" => "POST",
+            "flights/resume" | "prune" | "prefetch" | "check" => "POST",
             _ => return Err(Refusal::NotFound(format!("no such path: /api/v1/{what}"))),
         };
         let method = if request.method() == Method::Head { "GET" } else { request.method_text() };

@@ -32,10 +32,9 @@ use crate::units::{duration, plural, size};
 use crate::upstream::{Bucket, EndpointStatus, Probe, Throttle, UpstreamError};
 use crate::via;
 use parts::Plans;
-use status::capabilities;
 
 pub(super) use source::Upload;
-pub use status::BucketStatus;
+pub use status::{BucketStatus, bucket_capabilities};
 
 /// How often the queue is looked at while it is empty.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -255,7 +254,8 @@ impl Shared {
             },
             false => {
                 let probe = self.bucket.store.probe(via::instance());
-                let found = probe.error.clone().map_or_else(|| Ok(capabilities(&probe)), Err);
+                let found =
+                    probe.error.clone().map_or_else(|| Ok(bucket_capabilities(&probe)), Err);
                 *lock(&self.probe) = Some(probe);
                 found
             }

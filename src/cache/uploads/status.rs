@@ -29,7 +29,7 @@ pub struct BucketStatus {
 }
 
 /// What a bucket can do, for the log.
-pub(super) fn capabilities(probe: &Probe) -> String {
+pub fn bucket_capabilities(probe: &Probe) -> String {
     let mut parts = vec!["reachable"];
     let mut add = |can: bool, yes: &'static str, no: &'static str| {
         parts.push(if can { yes } else { no });

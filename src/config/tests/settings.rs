@@ -1,6 +1,7 @@
 //! What the keys set.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::super::parse::parse;
 use super::super::*;
@@ -298,7 +299,7 @@ fn clients_need_passwords_only_if_a_file_is_configured() {
 fn flags_override_the_file() {
     let file = parse(Path::new("f"), "port: 1\nairGapped: false\nlogLevel: error").unwrap();
     let over = Overrides {
-        port: Some(2),
+        port: Some(Port(2)),
         air_gapped: true,
         log_level: Some(LogLevel::Debug),
         ..Overrides::default()

@@ -1,5 +1,6 @@
 //! Requests to one endpoint of a registry: its session, and its responses with manifests, blobs and lists.
 
+mod check;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod larder;
@@ -8,6 +9,7 @@ mod quota;
 mod registry;
 mod session;
 
+pub use check::{CheckState, CheckStep, EndpointCheck};
 pub use list::TagListWriter;
 pub use quota::RateLimit;
 pub use registry::{EndpointKind, EndpointSettings};

@@ -88,7 +88,7 @@ impl EndpointSettings {
 
 /// One endpoint of a registry.
 pub(in crate::upstream) struct Registry {
-    session: Session,
+    pub(super) session: Session,
     /// If it is a Larder.
     larder: Option<LarderEndpoint>,
     timeouts: Timeouts,

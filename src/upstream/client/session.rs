@@ -6,6 +6,7 @@
 //! are dialled by agents that check addresses.
 
 mod authorization;
+mod examination;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

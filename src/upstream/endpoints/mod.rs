@@ -2,6 +2,7 @@
 
 mod breaker;
 mod bucket;
+mod checks;
 mod failover;
 mod guarded;
 mod peers;

@@ -12,8 +12,8 @@ use super::failover::{Failover, UpstreamStatus};
 use super::guarded::{EndpointStatus, GuardedEndpoint, Health, RateLimits};
 use super::peers::{PeerSettings, PeerStatus, Peers};
 use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
-use crate::oci::{ImageName, Tag, TagRecord, Upstream};
-use crate::upstream::client::{EndpointSettings, Registry};
+use crate::oci::{ImageName, Reference, Repository, Tag, TagRecord, Upstream};
+use crate::upstream::client::{EndpointCheck, EndpointSettings, Registry};
 use crate::upstream::network::{
     ForeignAgents, Guard, LazyAgent, ProxySettings, Timeouts, TlsSettings, UnlistedPorts,
 };
@@ -71,7 +71,7 @@ const BUCKET_BREAKER: BreakerPolicy = BreakerPolicy {
 };
 
 /// The registries of one configuration.
-struct Table {
+pub(super) struct Table {
     listed: HashMap<Upstream, Listed>,
     unlisted: UnlistedRegistries,
     unlisted_ports: UnlistedPorts,
@@ -156,7 +156,7 @@ impl Registries {
         table.bucket.iter().for_each(|(bucket, _)| bucket.refresh());
     }
 
-    fn table(&self) -> RwLockReadGuard<'_, Table> {
+    pub(super) fn table(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -218,6 +218,39 @@ impl Table {
         let (bucket, health) = self.bucket.as_ref()?;
         let origin = BucketOrigin::new(bucket.clone(), upstream.clone());
         Some(Arc::new(GuardedEndpoint::with_health(Box::new(origin), Arc::clone(health))))
+    }
+
+    /// The endpoints of a registry, without those that all registries share, and the parents: with no state of earlier
+    /// requests.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::NotAllowed`] if the registry may not be dialled.
+    pub(super) fn fresh(&self, upstream: &Upstream) -> Result<Vec<Registry>, UpstreamError> {
+        if let Some(listed) = self.listed.get(upstream) {
+            return Ok(self.configured(upstream, &listed.settings.endpoints).collect());
+        }
+        match self.refusal_reason(upstream) {
+            Some(reason) => {
+                let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
+                Err(UpstreamError::new(upstream.as_str(), kind))
+            }
+            None => {
+                let (foreign, ports) = (Arc::clone(&self.foreign), self.unlisted_ports.clone());
+                Ok(vec![Registry::unlisted(upstream, self.timeouts, foreign, ports)])
+            }
+        }
+    }
+
+    /// The parents as endpoints of a registry, in the same way.
+    pub(super) fn fresh_parents(&self, upstream: &Upstream) -> Vec<Registry> {
+        self.configured(upstream, &self.parents).collect()
+    }
+
+    /// The names of the listed registries, sorted.
+    pub(super) fn listed(&self) -> Vec<Upstream> {
+        let mut names: Vec<Upstream> = self.listed.keys().cloned().collect();
+        names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+        names
     }
 
     /// Endpoints of a registry from the configuration.
@@ -355,6 +388,14 @@ impl Sources for Registries {
 
     fn peers(&self, content: Option<&str>) -> Vec<PeerStatus> {
         self.table().peers().map_or_else(Vec::new, |peers| peers.statuses(content))
+    }
+
+    fn check(
+        &self,
+        upstream: &Upstream,
+        image: Option<(&Repository, &Reference)>,
+    ) -> Result<Vec<EndpointCheck>, UpstreamError> {
+        Registries::check(self, upstream, image)
     }
 
     fn statuses(&self) -> Vec<UpstreamStatus> {

@@ -7,6 +7,7 @@ mod dns_cache;
 mod endpoint;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod handshake;
 mod location;
 mod no_proxy;
 mod proxy;
@@ -24,6 +25,7 @@ pub use transport::Timeouts;
 
 pub(super) use address::{AddressRefused, Guard, is_public};
 pub(super) use endpoint::HTTPS_PORT;
+pub(super) use handshake::Handshake;
 pub(super) use location::{Location, encode_into, is_same_owner};
 pub(super) use transport::{ForeignAgents, LazyAgent, Reach};
 pub(super) use tunnel::ProxyFailed;

@@ -140,8 +140,29 @@ impl LazyAgent {
 
     /// The addresses of a host; none if it does not resolve within the connect timeout.
     pub(in crate::upstream) fn addresses(&self, host_and_port: &str) -> Vec<IpAddr> {
+        self.socket_addresses(host_and_port).iter().map(SocketAddr::ip).collect()
+    }
+
+    /// As [`LazyAgent::addresses`], with the port.
+    pub(in crate::upstream) fn socket_addresses(&self, host_and_port: &str) -> Vec<SocketAddr> {
         let resolved = self.dns.resolve(host_and_port, self.timeouts.connect);
-        resolved.map(|all| all.iter().map(SocketAddr::ip).collect()).unwrap_or_default()
+        resolved.map(|all| all.to_vec()).unwrap_or_default()
+    }
+
+    pub(super) fn proxies(&self) -> &ProxySettings {
+        &self.proxies
+    }
+
+    pub(super) fn timeouts(&self) -> &Timeouts {
+        &self.timeouts
+    }
+
+    /// The configuration of TLS, read now, and the name for the server's certificate if it is not the host's.
+    pub(super) fn tls_config(
+        &self,
+    ) -> Result<(Arc<ClientConfig>, Option<String>), CertificateError> {
+        let tls = self.tls.clone().unwrap_or_default();
+        Ok((tls.client_config(roots)?, tls.server_name))
     }
 
     /// Forces a check of the certificate files on the next use.

@@ -194,6 +194,9 @@ parameters = { image = "$NAME" }
 include-path = "/api/v1/images"
 parameters = { pattern = ["*/demo/*", "/hello/"], registry = "127.0.0.1:$REGISTRY_PORT", "query.digest" = "$HELLO_LAYER" }
 [[operations]]
+include-path = "/api/v1/check"
+parameters = { target = "$NAME" }
+[[operations]]
 include-path = "/api/v1/flights"
 parameters = { upstream = "docker.io" }
 [[operations]]

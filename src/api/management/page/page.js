@@ -727,8 +727,39 @@ async function pruneNow() {
 const readUpstreams = () => read('/api/v1/upstreams', {}, $('upstreams-note'), ({ upstreams }) => {
   setText($('upstreams-note'), upstreams.length > 0 ? '' : 'No registry has been contacted since the start.');
   reconcile($('upstream-list'), upstreams, ({ name }) => name, ({ name, endpoints }) =>
-    el('li', {}, el('h3', {}, name), ...endpoints.map(endpointNode)));
+    el('li', {}, el('h3', { class: 'line' }, name, button('Test', name, `test ${name}`, () => openTest(name))), ...endpoints.map(endpointNode)));
 });
+
+// The outcome of a step, and the badge for it.
+const STEP_BADGES = { ok: 'good', warning: 'warn', failed: 'bad', skipped: '' };
+
+async function openTest(name) {
+  const title = `Test of ${name}`;
+  $('detail-title').textContent = title;
+  $('detail-body').replaceChildren('This takes up to a minute…');
+  $('detail-buttons').replaceChildren();
+  const closed = modal($('detail'));
+  let nodes;
+  try {
+    const { endpoints } = await call('POST', '/api/v1/check', { target: name });
+    nodes = endpoints.flatMap(testNodes);
+  } catch (error) {
+    nodes = [el('p', { class: 'error' }, error.message)];
+  }
+  // The dialog was opened for something else in the meantime.
+  if ($('detail-title').textContent === title) $('detail-body').replaceChildren(...nodes);
+  await closed;
+}
+
+function testNodes({ url, steps }) {
+  const list = el('dl');
+  for (const { name, state: outcome, text, remedy } of steps) {
+    const value = el('dd', {}, badge(STEP_BADGES[outcome], outcome), ` ${text}`);
+    if (remedy) value.append(el('p', {}, el('strong', {}, remedy)));
+    list.append(el('dt', {}, name), value);
+  }
+  return [el('h3', {}, url), list];
+}
 
 const readBucket = () => read('/api/v1/bucket', {}, $('upstreams-note'), ({ bucket }) => {
   $('bucket-box').hidden = bucket === null;

@@ -39,6 +39,17 @@ impl Settings {
     }
 }
 
+impl FakeBucket {
+    /// The entry for it in a configuration file.
+    pub fn configuration(&self) -> String {
+        let endpoint = self.endpoint();
+        format!(
+            "objectStore: {{endpoint: '{endpoint}', bucket: {BUCKET}, region: {REGION}, \
+             accessKeyId: {ACCESS_KEY}, secretAccessKey: {SECRET_KEY}}}\n"
+        )
+    }
+}
+
 impl Larder {
     /// A cache that has pulled the tag `v1` of a registry, and uploaded it to a bucket.
     #[track_caller]

@@ -1,0 +1,163 @@
+//! `larder check`: whether registries, parents and the bucket can be used, and what to do if not.
+
+use std::io::{self, Write};
+
+use serde_json::Value;
+
+use super::{CommandError, logging, printed};
+use crate::api::{CheckTarget, check_document};
+use crate::cache::bucket_capabilities;
+use crate::cli;
+use crate::config::Settings;
+use crate::upstream::{Bucket, CheckStep, EndpointCheck, EndpointKind, Registries, Sources};
+use crate::via;
+
+/// An object that a bucket that is only read is asked for. It need not exist.
+const READ_TO_PROBE: &str = "oci-layout";
+/// The indentation of a remedy.
+const REMEDY: &str = "                              ";
+
+/// Checks the given registries and images, or everything in the configuration, and prints the results.
+///
+/// # Errors
+/// [`CommandError::CheckFailed`] if something cannot be used; [`CommandError::Usage`] for an invalid target.
+pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), CommandError> {
+    logging::start(settings.log_level.at_least_warn(), settings)?;
+    let parse = |text: &String| CheckTarget::parse(text, &settings.naming);
+    let targets = command.targets.iter().map(parse).collect::<Result<Vec<CheckTarget>, String>>();
+    let targets = targets.map_err(CommandError::Usage)?;
+    let registries = settings.registries();
+    let mut report = Report::new(command.json);
+    for target in &targets {
+        report.add(&target.text, check_target(&registries, target));
+    }
+    if targets.is_empty() {
+        for upstream in registries.listed() {
+            let target = CheckTarget::registry(upstream);
+            report.add(&target.text, check_target(&registries, &target));
+        }
+        for parent in registries.check_parents() {
+            report.add("parent", vec![parent]);
+        }
+        if let Some((bucket, (_, tier))) = registries.shared_bucket().zip(settings.bucket.as_ref())
+        {
+            report.add("objectStore", vec![check_bucket(&bucket, tier.uploads.is_read_only)]);
+        }
+        if report.all.is_empty() {
+            let text = "check: the configuration has no registries, parents or objectStore; name registries or \
+                        images, for example docker.io or docker.io/library/alpine:latest";
+            return Err(CommandError::Usage(text.into()));
+        }
+    }
+    report.finish()
+}
+
+fn check_target(registries: &Registries, target: &CheckTarget) -> Vec<EndpointCheck> {
+    registries.check(&target.upstream, target.image()).unwrap_or_else(|error| {
+        let steps = vec![CheckStep::failed("address", error.to_string(), "")];
+        vec![EndpointCheck {
+            url: target.upstream.to_string(),
+            kind: EndpointKind::Registry,
+            steps,
+        }]
+    })
+}
+
+fn check_bucket(bucket: &Bucket, is_read_only: bool) -> EndpointCheck {
+    let failed = |error: &dyn std::fmt::Display| CheckStep::failed("bucket", error.to_string(), "");
+    let step = if is_read_only {
+        match bucket.store.head(READ_TO_PROBE) {
+            Err(error) if !error.is_not_found() => failed(&error),
+            _ => CheckStep::passed("bucket", "reachable, readOnly"),
+        }
+    } else {
+        let probe = bucket.store.probe(via::instance());
+        match &probe.error {
+            Some(error) => failed(error),
+            None => CheckStep::passed("bucket", bucket_capabilities(&probe)),
+        }
+    };
+    EndpointCheck { url: bucket.store.url(), kind: EndpointKind::Bucket, steps: vec![step] }
+}
+
+/// The results so far. Text is printed at once, since a check can take a minute.
+struct Report {
+    is_json: bool,
+    all: Vec<(String, EndpointCheck)>,
+    printed: io::Result<()>,
+}
+
+impl Report {
+    fn new(is_json: bool) -> Report {
+        Report { is_json, all: Vec::new(), printed: Ok(()) }
+    }
+
+    fn add(&mut self, target: &str, checks: Vec<EndpointCheck>) {
+        for check in checks {
+            if !self.is_json && self.printed.is_ok() {
+                self.printed = print(&mut io::stdout().lock(), target, &check);
+            }
+            self.all.push((target.to_owned(), check));
+        }
+    }
+
+    fn finish(self) -> Result<(), CommandError> {
+        let failed = self.all.iter().filter(|(_, check)| check.has_failed()).count();
+        let of = self.all.len();
+        printed(match self.is_json {
+            true => {
+                let documents: Vec<Value> =
+                    self.all.iter().map(|(target, check)| check_document(target, check)).collect();
+                writeln!(io::stdout(), "{:#}", Value::from(documents))
+            }
+            false => self.printed,
+        })?;
+        if failed > 0 { Err(CommandError::CheckFailed { failed, of }) } else { Ok(()) }
+    }
+}
+
+fn print(out: &mut dyn Write, target: &str, check: &EndpointCheck) -> io::Result<()> {
+    let what = match check.kind {
+        EndpointKind::Registry => String::new(),
+        kind => format!(" ({})", kind.as_str()),
+    };
+    writeln!(out, "{target}: {}{what}", check.url)?;
+    for step in &check.steps {
+        writeln!(out, "  {:<12}  {:<12}  {}", step.name, step.state.as_str(), step.text)?;
+        if let Some(remedy) = &step.remedy {
+            writeln!(out, "{REMEDY}{remedy}")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::CheckState;
+
+    #[test]
+    fn results_are_printed_with_remedies() {
+        let check = EndpointCheck {
+            url: "https://r.example".into(),
+            kind: EndpointKind::Larder,
+            steps: vec![
+                CheckStep::passed("name", "192.0.2.1"),
+                CheckStep::failed("connection", "refused", "start it"),
+            ],
+        };
+        let mut out = Vec::new();
+        print(&mut out, "parent", &check).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let expected = "parent: https://r.example (parent)\n  \
+                        name          ok            192.0.2.1\n  \
+                        connection    failed        refused\n\
+                        \x20                             start it\n";
+        assert_eq!(text, expected);
+        let document = check_document("parent", &check);
+        assert_eq!(document["ok"], false);
+        assert_eq!(document["steps"][1]["remedy"], "start it");
+        assert_eq!(document["steps"][0]["remedy"], Value::Null);
+        assert_eq!(CheckState::Skipped.as_str(), "skipped");
+    }
+}

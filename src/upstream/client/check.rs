@@ -1,0 +1,324 @@
+//! The check of one endpoint, for `larder check`: each thing that a pull needs, tried for real, with a remedy for what fails.
+
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use ureq::http::header;
+
+use super::registry::{EndpointKind, Registry};
+use crate::oci::{
+    Algorithm, Descriptor, Digest, Manifest, ManifestError, ManifestKind, Platform, Platforms,
+    Reference, Repository,
+};
+use crate::units::{duration, size};
+use crate::upstream::endpoints::EndpointFailures;
+use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
+use crate::upstream::response::text;
+use crate::upstream::{BlobAsk, DocumentSink, Origin, Source};
+
+/// How much of a blob is fetched, in bytes, to measure the throughput.
+const MEASURED_BYTES: u64 = 8 << 20;
+/// The longest measurement: a slow link has shown its rate by then.
+const MEASURED_FOR: Duration = Duration::from_secs(10);
+/// How deep nested indexes are followed.
+const DEPTH_MAX: usize = 4;
+/// The longest challenge that is printed, in characters.
+const CHALLENGE_CHARS_MAX: usize = 200;
+
+/// What was found out about an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointCheck {
+    /// Its URL.
+    pub url: String,
+    /// What it is.
+    pub kind: EndpointKind,
+    /// What was tried, in order; the rest was not tried after a failure.
+    pub steps: Vec<CheckStep>,
+}
+
+impl EndpointCheck {
+    /// Whether something failed.
+    pub fn has_failed(&self) -> bool {
+        self.steps.iter().any(|step| step.state == CheckState::Failed)
+    }
+}
+
+/// One thing that a pull needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckStep {
+    /// What was tried: `name`, `address`, `proxy`, `connection`, `tls`, `api`; with an image also `image` (the login and the
+    /// permission), `limit`, `blob`, `ranges` and `throughput`; `bucket` for a bucket.
+    pub name: &'static str,
+    /// The outcome.
+    pub state: CheckState,
+    /// What was found.
+    pub text: String,
+    /// What to do.
+    pub remedy: Option<String>,
+}
+
+/// The outcome of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckState {
+    /// It works.
+    Passed,
+    /// It works, but not well, or not for long.
+    Warning,
+    /// It does not work.
+    Failed,
+    /// It was not tried.
+    Skipped,
+}
+
+impl CheckState {
+    /// The word for it in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CheckState::Passed => "ok",
+            CheckState::Warning => "warning",
+            CheckState::Failed => "failed",
+            CheckState::Skipped => "skipped",
+        }
+    }
+}
+
+impl CheckStep {
+    /// A step that passed.
+    pub fn passed(name: &'static str, text: impl Into<String>) -> CheckStep {
+        CheckStep { name, state: CheckState::Passed, text: text.into(), remedy: None }
+    }
+
+    /// A step that was not tried, and why.
+    pub fn skipped(name: &'static str, text: impl Into<String>) -> CheckStep {
+        CheckStep { state: CheckState::Skipped, ..CheckStep::passed(name, text) }
+    }
+
+    /// A step that may fail soon, or harms pulls.
+    pub fn warning(name: &'static str, text: impl Into<String>, remedy: &str) -> CheckStep {
+        let remedy = Some(remedy.to_owned()).filter(|remedy| !remedy.is_empty());
+        CheckStep { state: CheckState::Warning, remedy, ..CheckStep::passed(name, text) }
+    }
+
+    /// A step that failed. `remedy` is empty if the text says what to do.
+    pub fn failed(name: &'static str, text: impl Into<String>, remedy: &str) -> CheckStep {
+        CheckStep { state: CheckState::Failed, ..CheckStep::warning(name, text, remedy) }
+    }
+}
+
+impl Registry {
+    /// Tries everything that a pull needs, with an image if one is given. Blocks, for the timeouts of requests at most.
+    pub(in crate::upstream) fn check(
+        &self,
+        image: Option<(&Repository, &Reference)>,
+    ) -> EndpointCheck {
+        let mut steps = Vec::new();
+        if self.session.examine(&mut steps) && self.check_api(&mut steps) {
+            match image {
+                Some((repository, reference)) => self.check_pull(repository, reference, &mut steps),
+                None => steps.push(CheckStep::skipped(
+                    "image",
+                    "name one to try the login and a download: larder check REGISTRY/REPOSITORY:TAG",
+                )),
+            }
+        }
+        EndpointCheck { url: self.url(), kind: self.kind(), steps }
+    }
+
+    fn check_api(&self, steps: &mut Vec<CheckStep>) -> bool {
+        let began = Instant::now();
+        match self.session.probe() {
+            Ok(headers) => {
+                let took = duration(began.elapsed());
+                let challenge = text(&headers, header::WWW_AUTHENTICATE).map(shown);
+                steps.push(match challenge {
+                    Some(challenge) => CheckStep::passed(
+                        "api",
+                        format!("answers in {took}, and demands a login or a token: {challenge}"),
+                    ),
+                    None => CheckStep::passed("api", format!("answers in {took}, without a login")),
+                });
+                true
+            }
+            Err(error) => {
+                steps.push(failure("api", &error));
+                false
+            }
+        }
+    }
+
+    fn check_pull(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        steps: &mut Vec<CheckStep>,
+    ) {
+        let began = Instant::now();
+        let found = self.fetch(repository, reference);
+        let took = duration(began.elapsed());
+        // Responses to refused requests have them as well.
+        let limit = self.quota().and_then(|quota| quota.remaining.zip(quota.limit));
+        steps.extend(limit.map(|(remaining, limit)| match remaining {
+            0 => CheckStep::failed(
+                "limit",
+                format!("no pulls are left of {limit}"),
+                "wait, or set auth for this registry: accounts have higher limits",
+            ),
+            _ => CheckStep::passed("limit", format!("{remaining} of {limit} pulls are left")),
+        }));
+        let (digest, manifest) = match found {
+            Ok(found) => found,
+            Err(error) => return steps.push(failure("image", &error)),
+        };
+        let text = format!("{} {digest} in {took}", manifest.media_type());
+        steps.push(CheckStep::passed("image", text));
+        match self.largest_layer(repository, manifest, 0) {
+            Ok(Some(layer)) => self.check_blob(repository, &layer, steps),
+            Ok(None) => steps.push(CheckStep::skipped("blob", "the image has no layers")),
+            Err(error) => steps.push(failure("image", &error)),
+        }
+    }
+
+    fn fetch(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(Digest, Manifest), UpstreamError> {
+        let mut sink = Memory::default();
+        let (digest, manifest, _) = self.manifest(repository, reference, &mut sink)?;
+        Ok((digest, manifest))
+    }
+
+    /// The largest layer of an image; of an index, that of this machine's platform or else of the first one.
+    fn largest_layer(
+        &self,
+        repository: &Repository,
+        manifest: Manifest,
+        depth: usize,
+    ) -> Result<Option<Descriptor>, UpstreamError> {
+        match manifest.kind() {
+            ManifestKind::Image { .. } => {
+                let layers = manifest.descriptors().filter(|layer| !layer.is_foreign);
+                Ok(layers.max_by_key(|layer| layer.size).cloned())
+            }
+            ManifestKind::Index { manifests } => {
+                let own = Platforms::Only(vec![Platform::of_this_machine()]).select(manifests);
+                let child = own.first().copied().or(manifests.first());
+                let Some(child) = child.filter(|_| depth < DEPTH_MAX) else {
+                    return Ok(None);
+                };
+                let (_, manifest) = self.fetch(repository, &Reference::Digest(child.digest))?;
+                self.largest_layer(repository, manifest, depth + 1)
+            }
+        }
+    }
+
+    fn check_blob(&self, repository: &Repository, layer: &Descriptor, steps: &mut Vec<CheckStep>) {
+        let endpoint_failures = EndpointFailures::default();
+        // From the second byte on, so that a range is requested.
+        let from = u64::from(layer.size > 1);
+        let to = layer.size.min(from + MEASURED_BYTES);
+        let ask = BlobAsk {
+            repository,
+            digest: &layer.digest,
+            from,
+            to: Some(to),
+            additional_to: None,
+            endpoint_failures: &endpoint_failures,
+        };
+        let began = Instant::now();
+        let body = match self.blob(&ask) {
+            Ok(body) => body,
+            Err(error) => return steps.push(failure("blob", &error)),
+        };
+        let first_byte = began.elapsed();
+        steps.push(CheckStep::passed(
+            "blob",
+            format!(
+                "{} of {}, first byte after {}",
+                layer.digest,
+                size(layer.size),
+                duration(first_byte)
+            ),
+        ));
+        steps.push(match body.start == from {
+            true => CheckStep::passed("ranges", "supported: interrupted downloads continue"),
+            false => CheckStep::warning(
+                "ranges",
+                "not supported: an interrupted download begins again, and uses one connection",
+                "if a proxy or a load balancer is in between, let it pass Range on",
+            ),
+        });
+        let began = Instant::now();
+        let (mut reader, mut buffer, mut received) = (body.reader, vec![0; 64 * 1024], 0_u64);
+        while received < MEASURED_BYTES && began.elapsed() < MEASURED_FOR {
+            match reader.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => received += read as u64,
+                Err(error) => {
+                    let error = UpstreamError::from_body(&self.url(), error);
+                    return steps.push(failure("throughput", &error));
+                }
+            }
+        }
+        let took = began.elapsed();
+        let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
+        let rate = size(received.saturating_mul(1000) / milliseconds);
+        let text = format!("{rate}/s: {} in {}", size(received), duration(took));
+        steps.push(CheckStep::passed("throughput", text));
+    }
+}
+
+/// The failed step for an error of a request, whose text often says what to do.
+fn failure(name: &'static str, error: &UpstreamError) -> CheckStep {
+    let remedy = match error.kind() {
+        UpstreamErrorKind::NotFound => {
+            "correct the name; a private image needs auth in the entry of its registry"
+        }
+        UpstreamErrorKind::Hidden => {
+            "the image does not exist, or it is private: set auth in the entry of its registry"
+        }
+        UpstreamErrorKind::Denied { .. } => {
+            "set auth in the entry of the registry, or correct it; the account may lack permission"
+        }
+        UpstreamErrorKind::RateLimited { .. } => {
+            "wait, or set auth for this registry: accounts have higher limits"
+        }
+        UpstreamErrorKind::TimedOut { .. } => {
+            "check the link and firewalls; raise pullTimeout for a slow registry"
+        }
+        UpstreamErrorKind::OutOfService => "wait until the registry is back",
+        UpstreamErrorKind::Status { .. } | UpstreamErrorKind::BadAnswer { .. } => {
+            "check that the URL is that of a registry, and that no proxy or login page answers instead"
+        }
+        _ => "",
+    };
+    CheckStep::failed(name, error.to_string(), remedy)
+}
+
+/// Text of a registry for output: one line of limited length.
+fn shown(challenge: &str) -> String {
+    challenge.chars().filter(|char| !char.is_control()).take(CHALLENGE_CHARS_MAX).collect()
+}
+
+/// A document in memory.
+#[derive(Default)]
+struct Memory(Vec<u8>);
+
+impl DocumentSink for Memory {
+    fn restart(&mut self) {
+        self.0.clear();
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn parse(
+        &mut self,
+        algorithm: Algorithm,
+        content_type: Option<&str>,
+    ) -> Option<(Digest, Result<Manifest, ManifestError>)> {
+        let digest = Digest::of(algorithm, &self.0);
+        Some((digest, Manifest::parse(&self.0, content_type)))
+    }
+}

@@ -1,0 +1,43 @@
+//! Checks of the configured endpoints, for `larder check`.
+
+use super::registries::Registries;
+use crate::oci::{Reference, Repository, Upstream};
+use crate::upstream::client::EndpointCheck;
+use crate::upstream::error::UpstreamError;
+
+/// A registry that stands for all of them when a parent is checked without an image.
+const ANY_REGISTRY: &str = "docker.io";
+
+impl Registries {
+    /// The registries in the configuration, sorted.
+    pub fn listed(&self) -> Vec<Upstream> {
+        self.table().listed()
+    }
+
+    /// Tries everything that a pull needs at each endpoint of a registry, with an image if one is given; then also at the
+    /// parents. Uses connections and tokens of its own, and no circuit breakers. Blocks.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::NotAllowed`](crate::upstream::UpstreamErrorKind::NotAllowed) if the registry may not be dialled.
+    pub fn check(
+        &self,
+        upstream: &Upstream,
+        image: Option<(&Repository, &Reference)>,
+    ) -> Result<Vec<EndpointCheck>, UpstreamError> {
+        let (mut endpoints, parents) = {
+            let table = self.table();
+            (table.fresh(upstream)?, table.fresh_parents(upstream))
+        };
+        if image.is_some() {
+            endpoints.extend(parents);
+        }
+        Ok(endpoints.iter().map(|endpoint| endpoint.check(image)).collect())
+    }
+
+    /// Checks the parents without an image. Blocks.
+    pub fn check_parents(&self) -> Vec<EndpointCheck> {
+        let Ok(any) = ANY_REGISTRY.parse() else { return Vec::new() };
+        let parents = self.table().fresh_parents(&any);
+        parents.iter().map(|parent| parent.check(None)).collect()
+    }
+}

@@ -1,0 +1,130 @@
+//! `larder check`: what a pull needs, tried for real.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::larder::manifest;
+use crate::support::process::run;
+use crate::support::{FakeBucket, FakeRegistry, Fault, Image, On, TokenServer, bytes};
+
+const REPOSITORY: &str = "team/app";
+
+/// Runs a check with this configuration, and returns the exit code and the documents of all endpoints.
+fn check(configuration: &str, targets: &[&str]) -> (Option<i32>, Vec<Value>, String) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("larder.yaml");
+    fs::write(&file, configuration).expect("a file");
+    let file = file.display().to_string();
+    let (code, stdout, stderr) = run(&[&["-c", &file, "check", "--json"], targets].concat());
+    let documents: Value = serde_json::from_str(&stdout).unwrap_or_default();
+    (code, documents.as_array().cloned().unwrap_or_default(), stderr)
+}
+
+fn listed(registry: &FakeRegistry, more: &str) -> String {
+    let url = registry.url("");
+    let url = url.trim_end_matches('/');
+    format!("registries: [{{name: r.example, endpoints: [{{url: '{url}'{more}}}]}}]\n")
+}
+
+/// The states of the steps, in order.
+fn states(document: &Value) -> Vec<String> {
+    let steps = document["steps"].as_array().expect("steps").iter();
+    let text = |step: &Value, key: &str| step[key].as_str().expect("a text").to_owned();
+    steps.map(|step| format!("{} {}", text(step, "name"), text(step, "state"))).collect()
+}
+
+fn step<'a>(document: &'a Value, name: &str) -> &'a Value {
+    let steps = document["steps"].as_array().expect("steps");
+    steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("{document:#}"))
+}
+
+#[test]
+fn everything_that_a_pull_needs_is_tried() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").layer(bytes(300_000, 7));
+    registry.add(REPOSITORY, "v1", &image);
+    let tokens = TokenServer::new();
+    registry.require_bearer(&tokens);
+    let image_name = format!("r.example/{REPOSITORY}:v1");
+    let (code, documents, stderr) = check(&listed(&registry, ""), &["r.example", &image_name]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    let reach = ["name ok", "address ok", "proxy ok", "connection ok", "api ok"];
+    assert_eq!(states(&documents[0]), [&reach[..], &["image skipped"]].concat());
+    assert!(step(&documents[0], "api")["text"].as_str().unwrap().contains("Bearer realm="));
+    let pull = ["image ok", "blob ok", "ranges ok", "throughput ok"];
+    assert_eq!(states(&documents[1]), [&reach[..], &pull].concat());
+    let text = step(&documents[1], "image")["text"].as_str().unwrap().to_owned();
+    assert!(text.contains(&image.digest()), "{text}");
+    let text = step(&documents[1], "throughput")["text"].as_str().unwrap().to_owned();
+    assert!(text.contains("299.9 kB in "), "all but the first byte: {text}");
+}
+
+#[test]
+fn each_failure_has_a_remedy() {
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
+    let configuration = listed(&registry, "");
+    registry.expect_unknown(&manifest(REPOSITORY, "absent"));
+    let (code, documents, stderr) = check(&configuration, &["r.example/team/app:absent"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("1 of 1 endpoint cannot be used"), "{stderr}");
+    let failed = step(&documents[0], "image");
+    assert!(failed["remedy"].as_str().unwrap().contains("auth"), "{failed}");
+
+    registry.fault(On::any_manifest(), Fault::rate_limited(60));
+    let (_, documents, _) = check(&configuration, &["r.example/team/app:v1"]);
+    assert!(step(&documents[0], "image")["remedy"].as_str().unwrap().starts_with("wait"));
+    registry.clear_faults();
+
+    registry.stop();
+    let (code, documents, _) = check(&configuration, &[]);
+    assert_eq!(code, Some(1));
+    let failed = step(&documents[0], "connection");
+    assert!(failed["remedy"].as_str().unwrap().starts_with("correct the port"), "{failed}");
+    assert_eq!(states(&documents[0]).last().unwrap(), "connection failed", "nothing else is tried");
+
+    let (_, documents, _) = check("", &["127.0.0.1:5000/team/app:v1"]);
+    assert!(step(&documents[0], "address")["text"].as_str().unwrap().contains("127.0.0.1"));
+    let (_, documents, _) = check("registries: [{name: nosuch.invalid}]", &[]);
+    let failed = step(&documents[0], "name");
+    assert!(failed["remedy"].as_str().unwrap().contains("name server"), "{failed}");
+    let (code, _, stderr) = check("", &[]);
+    assert!(code == Some(2) && stderr.contains("name registries or images"), "{stderr}");
+    let (code, _, stderr) = check("", &["A/b"]);
+    assert!(code == Some(2) && stderr.contains("A/b: "), "{stderr}");
+}
+
+#[test]
+fn certificate_of_a_registry_is_examined() {
+    let registry = FakeRegistry::start_tls();
+    let directory = tempfile::tempdir().expect("a directory");
+    let ca = directory.path().join("ca.pem");
+    fs::write(&ca, registry.ca_pem()).expect("a file");
+    let trusted = listed(&registry, &format!(", tls: {{ca: {}}}", ca.display()));
+    let (code, documents, stderr) = check(&trusted, &[]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    let text = step(&documents[0], "tls")["text"].as_str().unwrap();
+    assert!(text.starts_with("TLS 1.3; the certificate is valid for "), "{text}");
+    let (code, documents, _) = check(&listed(&registry, ""), &[]);
+    assert_eq!(code, Some(1));
+    let text = step(&documents[0], "connection")["text"].as_str().unwrap();
+    assert!(text.contains("TLS failed") && text.contains("tls.ca"), "{text}");
+}
+
+#[test]
+fn parents_and_the_bucket_are_checked_as_well() {
+    let (parent, bucket) = (FakeRegistry::start(), FakeBucket::start());
+    let url = parent.url("");
+    let url = url.trim_end_matches('/');
+    let configuration = format!("parents: [{{url: '{url}'}}]\n{}", bucket.configuration());
+    let (code, documents, stderr) = check(&configuration, &[]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    let kinds: Vec<&str> =
+        documents.iter().map(|document| document["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["parent", "bucket"]);
+    assert!(step(&documents[1], "bucket")["text"].as_str().unwrap().contains("writable"));
+    bucket.down();
+    let (code, documents, _) = check(&configuration, &[]);
+    assert!(code == Some(1) && documents[1]["ok"] == false, "{documents:#?}");
+    bucket.up();
+}
