@@ -14,10 +14,11 @@ use super::auth::{Prefix, ProviderOptions, TokenProvider};
 use super::keys::{Applies, Comparison, Section, Unset, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
+use super::number::{Count, Port, Timeout};
 use super::object_store::ObjectStoreEntry;
 use super::value::{
-    Count, EndpointUrl, FreeSpaceText, Hidden, Interface, LogFormat, LogLevel, PlatformText, Port,
-    Rate, Size, Span, Text, Timeout, TtlText,
+    EndpointUrl, FreeSpaceText, Hidden, Interface, LogFormat, LogLevel, PlatformText, Rate, Size,
+    Span, Text, TtlText,
 };
 use crate::api::HostName;
 use crate::cache::{self, TAG_TTL};

@@ -28,6 +28,7 @@ mod freshness;
 pub(crate) mod fuzzing;
 mod keys;
 mod maintenance;
+mod number;
 mod object_store;
 mod overrides;
 mod parse;
@@ -54,10 +55,11 @@ use crate::upstream::{
 use crate::{api, cache, hello, http, store, upstream, users};
 
 pub use error::ConfigError;
+pub use number::{Count, Port, Timeout};
 pub use object_store::{TierSettings, prefix as bucket_prefix};
 pub use overrides::Overrides;
 pub use suggestion::closest;
-pub use value::{Count, Interface, LogFormat, LogLevel, ParseValueError, Port, Timeout};
+pub use value::{Interface, LogFormat, LogLevel, ParseValueError};
 
 use file::{DrainName, File, OnHead, RegistryEntry, Unlisted};
 use keys::{Applies, Section};

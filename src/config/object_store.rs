@@ -6,7 +6,8 @@ use super::file::{AddressingName, SweepName, TlsEntry};
 use super::keys::{Comparison, Section, Unset, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
-use super::value::{Count, EndpointUrl, Hidden, Rate, Size, Span, Text};
+use super::number::Count;
+use super::value::{EndpointUrl, Hidden, Rate, Size, Span, Text};
 use super::{ConfigError, aws, registry};
 use crate::cache::{BucketLimits, UploadSettings};
 use crate::upstream::{

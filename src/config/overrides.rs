@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::file::File;
-use super::value::{Interface, LogFormat, LogLevel, Port, Text, Timeout};
+use super::number::{Port, Timeout};
+use super::value::{Interface, LogFormat, LogLevel, Text};
 use crate::oci::Upstream;
 
 /// The flags that were given.

@@ -54,58 +54,6 @@ impl<T: fmt::Display> Serialize for Text<T> {
     }
 }
 
-/// A number of things of which there must be at least one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Count(pub u32);
-
-impl Value for Count {}
-
-impl FromStr for Count {
-    type Err = ParseValueError;
-
-    fn from_str(text: &str) -> Result<Count, ParseValueError> {
-        text.parse().ok().filter(|count| *count > 0).map(Count).ok_or_else(|| {
-            ParseValueError(format!("{text} is not a whole number from 1 to {}", u32::MAX))
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Count, D::Error> {
-        Text::deserialize(deserializer).map(|text| text.0)
-    }
-}
-
-impl Serialize for Count {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u32(self.0)
-    }
-}
-
-/// A duration of more than zero; a number without a unit is milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeout(pub Duration);
-
-impl FromStr for Timeout {
-    type Err = ParseValueError;
-
-    fn from_str(text: &str) -> Result<Timeout, ParseValueError> {
-        let milliseconds = text.parse().ok().map(Duration::from_millis);
-        let timeout = milliseconds.or_else(|| parse_duration(text).ok());
-        timeout.filter(|timeout| !timeout.is_zero()).map(Timeout).ok_or_else(|| {
-            let allowed =
-                "a timeout is a duration such as 20s or 1m30s, or a number of milliseconds; not 0";
-            ParseValueError(allowed.into())
-        })
-    }
-}
-
-impl fmt::Display for Timeout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Span(self.0).fmt(f)
-    }
-}
-
 /// The address of a network interface, or `localhost`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interface(pub IpAddr);
@@ -129,33 +77,6 @@ impl FromStr for Interface {
 impl fmt::Display for Interface {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-/// A TCP port; 0 for any free one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Port(pub u16);
-
-impl Value for Port {}
-
-impl FromStr for Port {
-    type Err = ParseValueError;
-
-    fn from_str(text: &str) -> Result<Port, ParseValueError> {
-        let refuse = |_| ParseValueError(format!("{text} is not a port (0 to {})", u16::MAX));
-        text.parse().map(Port).map_err(refuse)
-    }
-}
-
-impl<'de> Deserialize<'de> for Port {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Port, D::Error> {
-        Text::deserialize(deserializer).map(|text| text.0)
-    }
-}
-
-impl Serialize for Port {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u16(self.0)
     }
 }
 
