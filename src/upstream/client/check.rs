@@ -302,7 +302,7 @@ fn shown(challenge: &str) -> String {
 
 /// A document in memory.
 #[derive(Default)]
-struct Memory(Vec<u8>);
+pub(super) struct Memory(pub(super) Vec<u8>);
 
 impl DocumentSink for Memory {
     fn restart(&mut self) {

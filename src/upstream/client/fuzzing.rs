@@ -5,11 +5,11 @@ use std::time::Instant;
 use serde::Deserialize;
 use ureq::http::HeaderMap;
 
+use super::check::Memory;
 use super::list::{empty_index, next_query, read_referrers, read_tags};
 use super::quota::Quota;
 use crate::fuzzing::line;
-use crate::oci::{Algorithm, Digest, Manifest, ManifestError, Repository, Tag, TagQuery};
-use crate::upstream::DocumentSink;
+use crate::oci::{Repository, Tag, TagQuery};
 use crate::upstream::response::texts;
 
 /// Reads the headers that this module reads from any response.
@@ -48,29 +48,6 @@ fn check_link(lines: &[&str]) {
     assert_eq!(next_query([&*ours]), Ok(Some(query)), "the link for clients leads elsewhere");
 }
 
-/// A document in memory.
-#[derive(Default)]
-pub(super) struct Sink(pub(super) Vec<u8>);
-
-impl DocumentSink for Sink {
-    fn restart(&mut self) {
-        self.0.clear();
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn parse(
-        &mut self,
-        algorithm: Algorithm,
-        content_type: Option<&str>,
-    ) -> Option<(Digest, Result<Manifest, ManifestError>)> {
-        let digest = Digest::of(algorithm, &self.0);
-        Some((digest, Manifest::parse(&self.0, content_type)))
-    }
-}
-
 /// Input: a line with the query, a line with the query of the next page (empty for none), and the response to a
 /// request for tags.
 pub(crate) fn tag_list(data: &[u8]) {
@@ -83,7 +60,7 @@ pub(crate) fn tag_list(data: &[u8]) {
     let (next, body) = line(rest);
     let next = Some(next).filter(|next| !next.is_empty());
     let repository: Repository = "team/app".parse().expect("valid");
-    let mut sink = Sink::default();
+    let mut sink = Memory::default();
     let Ok(read) = read_tags(body, &repository, &query, next.clone(), &mut sink) else { return };
     let list: List = serde_json::from_slice(&sink.0).expect("Larder writes valid lists");
     assert_eq!(list.name, "team/app");
@@ -102,19 +79,19 @@ pub(crate) fn tag_list(data: &[u8]) {
         assert_eq!(read.next, next);
     }
     // A list from Larder, read by another Larder, is the same list.
-    let mut again = Sink::default();
+    let mut again = Memory::default();
     read_tags(&*sink.0, &repository, "", None, &mut again).expect("a list is a list");
     assert_eq!(again.0, sink.0);
 }
 
 /// Input: the response to a request for referrers.
 pub(crate) fn referrers(data: &[u8]) {
-    let mut sink = Sink::default();
+    let mut sink = Memory::default();
     if read_referrers(data, &mut sink).is_err() {
         return;
     }
     assert!(sink.0 == data || sink.0 == empty_index().as_bytes(), "it is passed on unchanged");
-    let mut again = Sink::default();
+    let mut again = Memory::default();
     read_referrers(&*sink.0, &mut again).expect("an index is an index");
     assert_eq!(again.0, sink.0);
 }

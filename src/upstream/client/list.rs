@@ -487,10 +487,10 @@ fn clean_query(target: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::client::fuzzing::Sink;
+    use crate::upstream::client::check::Memory;
 
     fn accept(body: &str, query: &str, next: Option<&str>) -> Option<(String, Option<String>)> {
-        let (mut text, repository) = (Sink::default(), "r".parse().unwrap());
+        let (mut text, repository) = (Memory::default(), "r".parse().unwrap());
         let next = next.map(str::to_owned);
         let list = read_tags(body.as_bytes(), &repository, query, next, &mut text).ok()?;
         Some((String::from_utf8(text.0).unwrap(), list.next))
@@ -555,7 +555,7 @@ mod tests {
     fn the_length_of_a_string_is_bounded() {
         for piece in ["x", "\\\""] {
             let tag = piece.repeat(100_000);
-            let (mut text, repository) = (Sink::default(), "r".parse().unwrap());
+            let (mut text, repository) = (Memory::default(), "r".parse().unwrap());
             let body = format!(r#"{{"tags":["{tag}"]}}"#);
             let read = read_tags(body.as_bytes(), &repository, "", None, &mut text);
             assert!(matches!(read, Err(ListReadError::Io(_))), "{read:?}");
@@ -623,7 +623,7 @@ mod tests {
             (r#"{"schemaVersion":2,"layers":[]}"#, None),
             (r#"{"schemaVersion":2,"mediaType":"x/y","manifests":[]}"#, None),
         ] {
-            let mut text = Sink::default();
+            let mut text = Memory::default();
             let read = read_referrers(body.as_bytes(), &mut text);
             let got = read.ok().map(|()| String::from_utf8(text.0).unwrap());
             assert_eq!(got.as_deref(), expected, "{body}");
