@@ -58,7 +58,7 @@ impl BlobRequest {
 
     fn hit(&self, request: &Request, blob: Blob) -> Reply {
         if let Some(location) = self.redirect(request, blob.size) {
-            // The URL expires, and anyone who has it can use it.
+            // A cache must not keep the response: the URL expires, and it grants access to the blob.
             let reply = Reply::new(307, Body::Empty)
                 .header("Location", location)
                 .header("Docker-Content-Digest", self.digest.to_string())
@@ -72,6 +72,9 @@ impl BlobRequest {
     /// Where the client gets a cached blob instead. Other Larders get it here, as do requests with conditions about an
     /// `ETag` of this server.
     fn redirect(&self, request: &Request, size: u64) -> Option<String> {
+        if !self.call.cache.has_redirects() {
+            return None;
+        }
         let is_conditional = ["if-match", "if-none-match", "if-range"]
             .iter()
             .any(|name| request.header(name).is_some());

@@ -52,6 +52,11 @@ impl Cache {
         let _ = self.services.core.redirects.set(Arc::new(Redirects::new(bucket, min_bytes)));
     }
 
+    /// Whether clients are redirected at all.
+    pub fn has_redirects(&self) -> bool {
+        self.services.core.redirects.get().is_some()
+    }
+
     /// Where the client gets this part of a cached blob of `size` bytes, if not from this process.
     pub fn redirect(
         &self,
@@ -95,11 +100,17 @@ impl Redirects {
         if bytes < self.min_bytes || self.bucket.is_wrong(&key) {
             return None;
         }
-        let url = self.bucket.presigned_get(&key, VALID_FOR);
-        if url.is_none() || !self.bucket.was_present(&key, CHECKED_AFTER) {
+        if !self.bucket.was_present(&key, CHECKED_AFTER) {
             self.check_later(core, client, name, (*digest, size));
         }
-        let url = url.filter(|_| self.bucket.was_present(&key, KNOWN_FOR))?;
+        if !self.bucket.was_present(&key, KNOWN_FOR) {
+            return None;
+        }
+        let Some(url) = self.bucket.presigned_get(&key, VALID_FOR) else {
+            // The check fetches the keys.
+            self.check_later(core, client, name, (*digest, size));
+            return None;
+        };
         match lock(&self.clients).next(client, (*digest, part.start), Instant::now()) {
             Next::Redirect => {}
             Next::Serve => return None,

@@ -23,7 +23,7 @@ const QUEUE_MAX: usize = 1024;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 enum Message {
-    Line(String),
+    Line(Vec<u8>),
     /// Requests an answer when all lines before it have been written.
     Flush(Sender<()>),
 }
@@ -52,7 +52,7 @@ impl LineQueue {
     }
 
     /// Queues a complete line, or counts it as lost if the queue is full.
-    pub(super) fn send(&self, line: String) {
+    pub(super) fn send(&self, line: Vec<u8>) {
         if self.queue.try_send(Message::Line(line)).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -82,7 +82,7 @@ fn write_all(
         }
         match message {
             Message::Line(line) => {
-                let _ = out.write_all(line.as_bytes());
+                let _ = out.write_all(&line);
             }
             Message::Flush(done) => {
                 let _ = out.flush();
@@ -125,7 +125,7 @@ impl Write for Lines {
             self.unfinished.extend_from_slice(piece);
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.unfinished);
-                self.queue.send(String::from_utf8_lossy(&line).into_owned());
+                self.queue.send(line);
             }
         }
         Ok(bytes.len())
@@ -175,7 +175,7 @@ mod tests {
         queue.send("line 0\n".into());
         has_entered.recv().unwrap();
         for number in 1..=QUEUE_MAX + 7 {
-            queue.send(format!("line {number}\n"));
+            queue.send(format!("line {number}\n").into_bytes());
         }
         drop(permit);
         queue.flush();
