@@ -98,7 +98,7 @@ fn publish(root: &Path) -> Fallible<Image> {
     let (size, now) = (manifest.len() as u64, SystemTime::now());
     let record = ManifestRecord { media_type: media_type.clone(), size, fetched: now };
     store.put_manifest(&name, &digest, &record)?;
-    let tag = TagRecord { digest, media_type, size, fetched: now, checked: now, gone: None };
+    let tag = TagRecord::new(digest, media_type, size, now, now);
     store.put_tag(&name, &"v1".parse()?, &tag)?;
     Ok(Image { config, layer })
 }

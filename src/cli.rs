@@ -1,8 +1,12 @@
 //! The command line: the structures that `argh` parses, without behaviour.
 
+mod tags;
+
 use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
+
+pub use tags::{Tags, TagsAccept, TagsAction, TagsList, TagsReject};
 
 /// Larder: a pull-through cache for container images that keeps working when the network fails.
 #[derive(Debug, FromArgs, ArgsInfo)]
@@ -56,6 +60,8 @@ pub enum Command {
     Verify(Verify),
     /// Check whether registries, parents and the bucket can be used.
     Check(Check),
+    /// List tags that have moved, and accept or reject moves.
+    Tags(Tags),
     /// Turn offline mode on or off.
     Offline(Offline),
     /// Print the members of the group and their state.

@@ -20,6 +20,7 @@ pub mod client_address;
 pub mod client_config;
 pub mod commands;
 pub mod config;
+pub mod events;
 pub mod flight;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -34,7 +34,7 @@ use crate::via::{self, Loop, Via};
 pub use hosts::{HostName, HostNameError};
 pub use management::{
     CheckTarget, Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting,
-    check_document, image_document, report_document,
+    check_document, event_document, image_document, report_document,
 };
 pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;
@@ -207,6 +207,7 @@ impl Call {
         self.cache.metrics().answered(self.kind, how.as_str(), upstream);
         let reply = match how {
             How::Stale => reply.header("Warning", "110 - \"Response is Stale\""),
+            _ if why == Some(Why::Held) => reply.header("Warning", "199 - \"Tag Has Moved\""),
             _ => reply,
         };
         let reply = self

@@ -402,8 +402,7 @@ impl Naming<'_> {
         }
         match (reference, top) {
             (Reference::Tag(tag), Some((digest, media_type, size))) => {
-                let record =
-                    TagRecord { digest, media_type, size, fetched: now, checked: now, gone: None };
+                let record = TagRecord::new(digest, media_type, size, now, now);
                 self.point_tag(name, tag, record)
             }
             _ => Ok(Before::Absent),

@@ -9,12 +9,14 @@ use std::time::SystemTime;
 
 use super::committers::Committers;
 use super::counted::CountedSource;
+use super::event_sources::{RegistryWatch, record_events_of};
 use super::negative::{Asked, NegativeCache};
 use super::redirects::Redirects;
 use super::scheduler::{Class, Purpose, Scheduler};
 use super::uploads::BucketStatus;
 use super::{CacheError, Clock, How, PATIENCE, Settings, lock, uploads};
 use crate::client_address::ClientAddress;
+use crate::events::Events;
 use crate::flight::{Follower, Joined, Leader};
 use crate::metrics::Metrics;
 use crate::oci::{Algorithm, Digest, ImageName, Manifest, ManifestError, Upstream};
@@ -32,6 +34,9 @@ pub(super) struct Core {
     pub(super) negative: NegativeCache,
     /// Counters of this process.
     pub(super) metrics: Arc<Metrics>,
+    /// What operators should hear about.
+    pub(super) events: Arc<Events>,
+    pub(super) registry_watch: RegistryWatch,
     /// Replaced as one, and locked only to replace or to copy the pointer. Code that makes several decisions uses one
     /// copy for all of them.
     settings: RwLock<Arc<Settings>>,
@@ -54,6 +59,8 @@ impl Core {
         settings: Settings,
         clock: Clock,
     ) -> Core {
+        let events = Arc::default();
+        record_events_of(&store, &events, &clock);
         let start = |name, fetchers, limits| Scheduler::start(name, fetchers, limits, PATIENCE);
         Core {
             blob_fetchers: start(
@@ -69,6 +76,8 @@ impl Core {
             committers: Committers::start(),
             negative: NegativeCache::new(settings.negative_ttl, Arc::clone(&sources)),
             metrics: Arc::default(),
+            events,
+            registry_watch: RegistryWatch::default(),
             settings: RwLock::new(Arc::new(settings)),
             clock,
             is_switched_off: AtomicBool::new(store.is_offline()),
@@ -163,6 +172,12 @@ impl Core {
         if self.blob_fetchers.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
     }
 
+    /// # Errors
+    /// [`CacheError::Refused`] if the rules exclude this repository.
+    pub(super) fn stop_if_refused(&self, name: &ImageName) -> Result<(), CacheError> {
+        self.settings().rules.check(name)
+    }
+
     /// The source of a registry's content; offline, only what the bucket has of it. Its requests are counted.
     ///
     /// # Errors
@@ -184,6 +199,8 @@ impl Core {
         name: &ImageName,
         client: Option<ClientAddress>,
     ) -> Result<Purpose, CacheError> {
+        // For background jobs, too: an image may have been requested before the rules were changed.
+        self.stop_if_refused(name)?;
         if self.is_alone() {
             return Err(CacheError::NotCached);
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::oci::{Digest, ImageName};
 use crate::store::{IngestError, StoreError};
 use crate::units::duration;
 use crate::upstream::{UpstreamError, UpstreamErrorKind};
@@ -17,6 +18,19 @@ pub enum CacheError {
     DeletedUpstream,
     /// The registry recently reported that the content does not exist (`negativeTtl`).
     KnownMissing,
+    /// The tag has moved at the registry, that is not accepted yet (`tags[].hold`), and the previous manifest is neither
+    /// cached nor at the registry.
+    Held {
+        /// The previous manifest.
+        previous: Digest,
+    },
+    /// The rules `allow` and `deny` exclude the repository.
+    Refused {
+        /// The repository.
+        name: Arc<ImageName>,
+        /// The rule of `deny` that covers it; `None` if no rule of `allow` does.
+        rule: Option<Arc<str>>,
+    },
     /// The registry has limited the rate of requests.
     BackingOff {
         /// The time until the next request.
@@ -73,6 +87,7 @@ impl CacheError {
             CacheError::NotCached | CacheError::KnownMissing | CacheError::DeletedUpstream => {
                 Reason::NotFound
             }
+            CacheError::Refused { .. } | CacheError::Held { .. } => Reason::Denied,
             CacheError::BackingOff { wait } => Reason::RateLimited { retry_after: Some(*wait) },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
             CacheError::WrongContent(_) => Reason::Broken,
@@ -175,6 +190,25 @@ impl fmt::Display for CacheError {
             }
             CacheError::KnownMissing => {
                 write!(f, "the registry recently reported that it does not exist")
+            }
+            CacheError::Refused { name, rule: Some(rule) } => {
+                write!(
+                    f,
+                    "{name} is refused by the rule {rule} of deny (configuration of this Larder)"
+                )
+            }
+            CacheError::Refused { name, rule: None } => {
+                write!(
+                    f,
+                    "{name} is refused: no rule of allow covers it (configuration of this Larder)"
+                )
+            }
+            CacheError::Held { previous } => {
+                write!(
+                    f,
+                    "the tag has moved, which is not accepted yet (tags[].hold), and {previous} is neither cached nor \
+                     at the registry; larder tags accept accepts the move"
+                )
             }
             CacheError::BackingOff { wait } => {
                 write!(

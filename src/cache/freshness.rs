@@ -19,16 +19,32 @@ pub enum Ttl {
 /// Rules for the tags of one registry or of all registries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TagRules {
-    /// Rules by pattern. The first that matches applies.
-    pub patterns: Vec<(Pattern, Ttl)>,
+    /// Rules by pattern. The first that matches and sets a value applies.
+    pub patterns: Vec<TagRule>,
     /// The rule for other tags. `None` leaves them to the next rules.
     pub otherwise: Option<Ttl>,
 }
 
+/// A rule for the tags that match a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagRule {
+    /// Which tags.
+    pub pattern: Pattern,
+    /// How long they are fresh. `None` leaves that to the next rules.
+    pub ttl: Option<Ttl>,
+    /// How long a move must have been observed before it is accepted; zero accepts it at once. `None` leaves that to the
+    /// next rules.
+    pub hold: Option<Duration>,
+}
+
 impl TagRules {
     fn ttl(&self, tag: &Tag) -> Option<Ttl> {
-        let matching = self.patterns.iter().find(|(pattern, _)| pattern.matches(tag.as_str()));
-        matching.map(|(_, ttl)| *ttl).or(self.otherwise)
+        self.first(tag, |rule| rule.ttl).or(self.otherwise)
+    }
+
+    fn first<T>(&self, tag: &Tag, value: impl Fn(&TagRule) -> Option<T>) -> Option<T> {
+        let matching = self.patterns.iter().filter(|rule| rule.pattern.matches(tag.as_str()));
+        matching.filter_map(value).next()
     }
 }
 
@@ -94,6 +110,18 @@ impl FreshnessPolicy {
         }
         let own = self.by_upstream.get(&name.upstream).and_then(|rules| rules.ttl(tag));
         own.or_else(|| self.rules.ttl(tag)).unwrap_or(TAG_TTL)
+    }
+
+    /// How long a tag must have been observed at another manifest before that is accepted; `None` if it is accepted at
+    /// once. Tags that the referrers of an image are found by are not held: they move with each new signature.
+    pub fn hold(&self, name: &ImageName, tag: &Tag) -> Option<Duration> {
+        if tag.subject().is_some() {
+            return None;
+        }
+        let of_registry = self.by_upstream.get(&name.upstream);
+        let own = of_registry.and_then(|rules| rules.first(tag, |rule| rule.hold));
+        let hold = own.or_else(|| self.rules.first(tag, |rule| rule.hold));
+        hold.filter(|hold| !hold.is_zero())
     }
 
     /// Whether a tag that was confirmed at `checked` is served without a request.
@@ -193,7 +221,11 @@ mod tests {
 
     #[test]
     fn the_first_matching_rule_applies_and_rules_of_a_registry_come_first() {
-        let rule = |pattern: &str, ttl| (pattern.parse().unwrap(), ttl);
+        let rule = |pattern: &str, ttl| TagRule {
+            pattern: pattern.parse().unwrap(),
+            ttl: Some(ttl),
+            hold: None,
+        };
         let own = TagRules {
             patterns: vec![rule("/^v[0-9.]+$/", Ttl::Forever), rule("v*", Ttl::Always)],
             otherwise: None,
@@ -217,6 +249,35 @@ mod tests {
         }
         let default = FreshnessPolicy::default();
         assert_eq!(default.ttl(&quay(), &"v1".parse().unwrap()), TAG_TTL);
+    }
+
+    #[test]
+    fn the_first_rule_that_sets_hold_applies() {
+        let hours = |hours: u64| Some(Duration::from_secs(hours * 3600));
+        let rule =
+            |pattern: &str, ttl, hold| TagRule { pattern: pattern.parse().unwrap(), ttl, hold };
+        let own = TagRules {
+            patterns: vec![rule("nightly", None, hours(0)), rule("v*", Some(MINUTE), None)],
+            otherwise: None,
+        };
+        let rules = TagRules {
+            patterns: vec![rule("v1*", None, hours(24)), rule("*", None, hours(72))],
+            otherwise: Some(Ttl::Always),
+        };
+        let by_upstream = HashMap::from([(quay().upstream, own)]);
+        let policy = FreshnessPolicy { by_upstream, rules, ..FreshnessPolicy::default() };
+        let referrers = format!("sha256-{}.sig", "a".repeat(64));
+        for (upstream, tag, hold, ttl) in [
+            ("quay.io", "nightly", None, Ttl::Always),
+            ("quay.io", "v1.2", hours(24), MINUTE),
+            ("quay.io", "v2", hours(72), MINUTE),
+            ("ghcr.io", "nightly", hours(72), Ttl::Always),
+            ("ghcr.io", referrers.as_str(), None, Ttl::Always),
+        ] {
+            let tag = tag.parse().unwrap();
+            assert_eq!(policy.hold(&image(upstream), &tag), hold, "{upstream} {tag}");
+            assert_eq!(policy.ttl(&image(upstream), &tag), ttl, "{upstream} {tag}");
+        }
     }
 
     #[test]

@@ -46,8 +46,12 @@ pub enum Why {
     Revalidating,
     /// The registry has failed or refused the same request recently, so it was not asked again.
     RecentFailure,
+    /// The tag has moved at the registry, and the previous manifest is served until that is accepted (`tags[].hold`).
+    Held,
     /// A Larder that was asked could not confirm the tag itself.
     StaleAtParent,
+    /// A rule of `allow` or `deny` excludes the repository.
+    Refused,
     /// The disk accepts no more data.
     Disk,
     /// The request to the registry failed.
@@ -66,7 +70,9 @@ impl Why {
             Why::Offline => "offline",
             Why::Revalidating => "revalidating",
             Why::RecentFailure => "recent-failure",
+            Why::Held => "held",
             Why::StaleAtParent => "stale-at-parent",
+            Why::Refused => "refused",
             Why::Disk => "disk",
             Why::Unreachable => "registry-unreachable",
             Why::Failed(reason) => match reason {
@@ -90,6 +96,8 @@ impl From<&CacheError> for Why {
         match error {
             CacheError::NotCached => Why::NotCached,
             CacheError::Store(_) => Why::Disk,
+            CacheError::Refused { .. } => Why::Refused,
+            CacheError::Held { .. } => Why::Held,
             CacheError::Upstream(cause) if is_unreachable(cause.kind()) => Why::Unreachable,
             _ => Why::Failed(error.reason()),
         }

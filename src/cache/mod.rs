@@ -24,6 +24,7 @@ mod completion;
 mod core;
 mod counted;
 mod error;
+mod event_sources;
 mod eviction;
 mod freshness;
 mod how;
@@ -34,6 +35,7 @@ mod negative;
 mod poller;
 mod prefetch;
 mod redirects;
+mod rules;
 mod scheduler;
 mod status;
 mod uploads;
@@ -43,9 +45,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::client_address::ClientAddress;
+use crate::events::Events;
 use crate::metrics::{Metrics, Removal};
-use crate::oci::{Digest, ImageName, Platform, Platforms, Reference, Upstream};
-use crate::store::Store;
+use crate::oci::{Digest, ImageName, Platform, Platforms, Reference, Tag, TagRecord, Upstream};
+use crate::store::{Access, Store};
 use crate::upstream::Sources;
 
 pub use blobs::{
@@ -58,7 +61,7 @@ pub use bucket_sweep::{
 };
 pub use completion::CompletionThread;
 pub use error::{CacheError, Reason};
-pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRules, Ttl};
+pub use freshness::{FreshnessPolicy, OnUpstreamDelete, TAG_TTL, TagRule, TagRules, Ttl};
 pub use how::{How, Why};
 pub use lists::{ListAnswer, ListLookup, ListQuestion, ListWait};
 pub use maintenance::{
@@ -69,6 +72,7 @@ pub use manifests::{
 };
 pub use prefetch::{Prefetch, PrefetchOnHead};
 pub use redirects::REDIRECTED_BYTES_MIN;
+pub use rules::RepositoryRules;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 pub use uploads::{BucketStatus, UploadSettings, UploadThread, bucket_capabilities};
@@ -114,6 +118,8 @@ pub struct Settings {
     pub prefetch: Prefetch,
     /// The limits of the cache, pins and pruning.
     pub maintenance: Maintenance,
+    /// Which repositories are served.
+    pub rules: RepositoryRules,
     /// Forbids requests to registries.
     pub air_gapped: bool,
     /// The number of fetchers for blobs.
@@ -136,6 +142,7 @@ impl Default for Settings {
             minimum_rate: MINIMUM_RATE,
             prefetch: Prefetch::default(),
             maintenance: Maintenance::default(),
+            rules: RepositoryRules::default(),
             air_gapped: false,
             blob_fetchers: 32,
             connections: ConnectionPolicy::default(),
@@ -212,6 +219,7 @@ impl Cache {
         digest: &Digest,
         purpose: Purpose,
     ) -> Result<BlobLookup, CacheError> {
+        self.core().stop_if_refused(name)?;
         self.services.blobs.find(name, digest, purpose, self.client)
     }
 
@@ -236,6 +244,7 @@ impl Cache {
         name: &ImageName,
         reference: &Reference,
     ) -> Result<ManifestLookup, CacheError> {
+        self.core().stop_if_refused(name)?;
         self.services.manifests.find(name, reference, self.client)
     }
 
@@ -248,6 +257,7 @@ impl Cache {
         name: &ImageName,
         reference: &Reference,
     ) -> Result<HeadLookup, CacheError> {
+        self.core().stop_if_refused(name)?;
         self.services.manifests.head(name, reference, self.client)
     }
 
@@ -256,6 +266,7 @@ impl Cache {
     /// # Errors
     /// [`CacheError`] if it is known that the list is not available.
     pub fn list(&self, name: &ImageName, question: ListQuestion) -> Result<ListLookup, CacheError> {
+        self.core().stop_if_refused(name)?;
         self.services.lists.find(name, question, self.client)
     }
 
@@ -399,7 +410,22 @@ impl Cache {
         &self.core().metrics
     }
 
-    /// The events since the start that need an operator's attention.
+    /// What is recorded of a cached tag.
+    pub fn tag_record(&self, name: &ImageName, tag: &Tag) -> Option<TagRecord> {
+        self.store().tag(name, tag, Access::Look)
+    }
+
+    /// The events of this process.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.core().events
+    }
+
+    /// Records which registries have gone down or come back since the last call.
+    pub fn record_registry_changes(&self) {
+        self.core().registry_watch.tick(self.core());
+    }
+
+    /// How often something happened since the start that needs an operator's attention.
     pub fn counts(&self) -> Counts {
         let metrics = self.metrics();
         let (images_evicted, bytes_evicted) = metrics.removed_so_far(Removal::Evicted);

@@ -18,9 +18,6 @@ use crate::prune::{Pins, PruneError};
 use crate::store::{Access, Graph, ImageUsage, IncompleteImage, Store, StoreError, StoredImage};
 use crate::units;
 
-/// Hexadecimal characters of a digest in a table, as in other tools.
-const SHORT_DIGEST: usize = 12;
-
 /// Lists the images that match the patterns, or all.
 ///
 /// # Errors
@@ -149,6 +146,9 @@ impl Row {
         if self.image.gone.is_some() {
             state.push_str(", gone upstream");
         }
+        if self.image.held.is_some() {
+            state.push_str(", moved upstream (held)");
+        }
         if self.is_stale {
             state.push_str(", stale");
         }
@@ -190,7 +190,7 @@ fn print_table(
         let platforms = row.platforms().join(",");
         [
             row.image.full_reference(),
-            row.image.digest.hex().chars().take(SHORT_DIGEST).collect(),
+            table::short(&row.image.digest.hex()),
             units::size(row.graph.present_bytes()),
             if platforms.is_empty() { "-".into() } else { platforms },
             row.image.pulled.map_or_else(|| "-".into(), |pulled| units::ago(pulled, now)),
@@ -202,7 +202,7 @@ fn print_table(
         let hex = image.digest.split_once(':').map_or("", |(_, hex)| hex);
         [
             image.image.clone(),
-            hex.chars().take(SHORT_DIGEST).collect(),
+            table::short(hex),
             "-".into(),
             "-".into(),
             "-".into(),

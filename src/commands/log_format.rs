@@ -70,6 +70,9 @@ const FIELDS: &[(&str, &str, Kind)] = &[
     ("endpoint", "endpoint", Plain),
     ("took_ms", "took", Milliseconds),
     ("bytes_per_second", "rate", Rate),
+    // Tags that move.
+    ("image", "image", Plain),
+    ("to", "to", Plain),
     // The start.
     ("pid", "pid", Plain),
     ("uid", "uid", Plain),

@@ -26,7 +26,9 @@ mod selection;
 mod serve;
 mod service;
 mod table;
+mod tags;
 mod verify;
+mod webhook;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -69,6 +71,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Export(command) => export::export(command, &settings()?),
         Command::Verify(command) => verify::verify(&settings()?, command),
         Command::Check(command) => check::check(&settings()?, command),
+        Command::Tags(command) => tags::tags(&settings()?, command),
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
-use super::{CommandError, load, logging, service};
+use super::{CommandError, load, logging, service, webhook};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{
     self, BundleSource, ImportEvent, ImportSettings, LoadEvent, LoadSettings, Wanted,
@@ -89,6 +89,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let completion = CompletionThread::start(cache.clone())
         .map_err(|source| CommandError::System { doing: "start completing images", source })?;
 
+    let delivery = webhook::start(&settings, &cache)?;
     let tier = start_tier(&settings, &cache, &registries)?;
 
     let edge = http::Settings {
@@ -143,6 +144,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     drop(index_writer);
     // Last, because the bucket may not respond, and what was fetched at the end may still be uploaded.
     drop(tier);
+    drop(delivery);
     log::info!("stopped");
     Ok(())
 }

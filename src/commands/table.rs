@@ -2,6 +2,14 @@
 
 use std::io::{self, Write};
 
+/// Hexadecimal characters of a digest in a table, as in other tools.
+const SHORT_DIGEST: usize = 12;
+
+/// A digest in a table.
+pub(super) fn short(hex: &str) -> String {
+    hex.chars().take(SHORT_DIGEST).collect()
+}
+
 /// Prints lines of cells in columns. The first line is the heading.
 pub(super) fn print<const COLUMNS: usize>(
     out: &mut dyn Write,

@@ -11,6 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::auth::{Prefix, ProviderOptions, TokenProvider};
+use super::events::EventsEntry;
+use super::freshness::TagRuleEntry;
 use super::keys::{Applies, Comparison, Section, Unset, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
@@ -23,7 +25,7 @@ use super::value::{
 use crate::api::HostName;
 use crate::cache::{self, TAG_TTL};
 use crate::http;
-use crate::oci::{Choice, Pattern, Upstream};
+use crate::oci::{Choice, NamePattern, Upstream};
 use crate::upstream::{HelperProgram, UnlistedPorts};
 
 /// A different path than the reference server's, so that both can be installed on one machine.
@@ -37,7 +39,9 @@ const DAY: u64 = 86_400;
 /// The keys that all members of a group should have in common: what is fetched from where, and when a tag is fresh.
 pub(super) const SHARED_BY_PEERS: &[&str] = &[
     "airGapped",
+    "allow",
     "alwaysPullLatest",
+    "deny",
     "onUpstreamDelete",
     "parents",
     "registries",
@@ -93,6 +97,12 @@ section! {
         AtOnce "allowedHosts" allowed_hosts: Vec<Text<HostName>> = vec![], default "any";
         /// The registry for requests that name none; `docker.io` for Docker's `registry-mirrors`.
         AtOnce "defaultNs" default_ns: Option<Text<Upstream>> = None, flag "--default-ns";
+        /// Serve only the repositories that one of these covers: patterns for `registry/repository`, such as
+        /// `docker.io/library/*`, or for a registry, such as `quay.io` or `*.example.com`, or regular expressions between
+        /// slashes. They apply to cached content, too. See [Which images are served](#which-images-are-served).
+        AtOnce "allow" allow: Vec<Text<NamePattern>> = vec![], default "all";
+        /// Do not serve the repositories that one of these covers, whatever `allow` says: as `allow`.
+        AtOnce "deny" deny: Vec<Text<NamePattern>> = vec![], default "none";
         /// Never contact a registry: what is not cached is 404.
         AtOnce "airGapped" air_gapped: bool = false, flag "--air-gapped";
         /// Check with the registry on every pull of a tag named `latest`, whatever `tagTtl` says.
@@ -158,6 +168,8 @@ section! {
         AtOnce "peers" peers: Option<PeersEntry> = None;
         /// A bucket of an S3-compatible store that keeps what is cached. See [Object storage](#object-storage).
         Restart "objectStore" object_store: Option<ObjectStoreEntry> = None;
+        /// Where events are sent, such as tags that move and registries that go down. See [Events](management.md#events).
+        Restart "events" events: Option<EventsEntry> = None;
         /// Settings for single registries. See [below](#registries).
         AtOnce "registries" registries: Vec<RegistryEntry> = vec![];
         /// Threads that serve clients. They never block on a single client.
@@ -189,17 +201,6 @@ section! {
         Restart "drainTimeout" drain_timeout: Text<Span> = span(http::Settings::default().drain_timeout);
         /// Flush content and names to the disk before they are used; `false` only for disposable caches.
         Restart "fsync" fsync: bool = true;
-    }
-}
-
-section! {
-    /// An entry of `tags`.
-    TagRuleEntry {
-        /// A glob that matches the complete tag (`*` is any text, `?` any character), or between slashes a regular
-        /// expression that matches a part of it.
-        "pattern" pattern: Text<Pattern>;
-        /// As `tagTtl`, for the tags that match.
-        "tagTtl" tag_ttl: Text<TtlText>;
     }
 }
 

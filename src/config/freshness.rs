@@ -1,8 +1,26 @@
 //! How long tags are fresh: `tagTtl`, `tags`, and the keys next to them.
 
-use super::file::{File, OnDelete, TagRuleEntry};
-use super::value::{Text, TtlText};
-use crate::cache::{FreshnessPolicy, OnUpstreamDelete, TagRules};
+use super::file::{File, OnDelete};
+use super::keys::{Comparison, Section, Unset, Value, section};
+#[cfg(test)]
+use super::keys::{Key, Map, Shape};
+use super::value::{Span, Text, TtlText};
+use crate::cache::{FreshnessPolicy, OnUpstreamDelete, TagRule, TagRules};
+use crate::oci::Pattern;
+
+section! {
+    /// An entry of `tags`.
+    TagRuleEntry {
+        /// A glob that matches the complete tag (`*` is any text, `?` any character), or between slashes a regular
+        /// expression that matches a part of it.
+        "pattern" pattern: Text<Pattern>;
+        /// As `tagTtl`, for the tags that match.
+        "tagTtl" tag_ttl: Option<Text<TtlText>> = None, default "the next rule that matches";
+        /// If a cached tag moves at the registry, keep serving the previous manifest until the move has been observed for
+        /// this long, or until `larder tags accept`; `0` accepts moves at once. See [Tags that move](#tags-that-move).
+        "hold" hold: Option<Text<Span>> = None, default "the next rule that matches, or `0`";
+    }
+}
 
 /// The freshness policy of a file.
 pub(super) fn policy(file: &File) -> FreshnessPolicy {
@@ -22,9 +40,14 @@ pub(super) fn policy(file: &File) -> FreshnessPolicy {
     }
 }
 
-fn rules(tags: &[TagRuleEntry], otherwise: Option<&Text<TtlText>>) -> TagRules {
-    TagRules {
-        patterns: tags.iter().map(|rule| (rule.pattern.0.clone(), rule.tag_ttl.0.0)).collect(),
-        otherwise: otherwise.map(|ttl| ttl.0.0),
+fn rule(entry: &TagRuleEntry) -> TagRule {
+    TagRule {
+        pattern: entry.pattern.0.clone(),
+        ttl: entry.tag_ttl.as_ref().map(|ttl| ttl.0.0),
+        hold: entry.hold.as_ref().map(|hold| hold.0.0),
     }
+}
+
+fn rules(tags: &[TagRuleEntry], otherwise: Option<&Text<TtlText>>) -> TagRules {
+    TagRules { patterns: tags.iter().map(rule).collect(), otherwise: otherwise.map(|ttl| ttl.0.0) }
 }

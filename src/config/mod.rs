@@ -22,6 +22,7 @@ mod aws;
 mod clients;
 mod environment;
 mod error;
+mod events;
 mod file;
 mod freshness;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -55,6 +56,7 @@ use crate::upstream::{
 use crate::{api, cache, hello, http, store, upstream, users};
 
 pub use error::ConfigError;
+pub use events::EventSettings;
 pub use number::{Count, Port, Timeout};
 pub use object_store::{TierSettings, prefix as bucket_prefix};
 pub use overrides::Overrides;
@@ -91,6 +93,8 @@ pub struct Settings {
     pub store: store::Settings,
     /// The bucket, and how it is used.
     pub bucket: Option<(ObjectStoreSettings, TierSettings)>,
+    /// Where events are sent, and which.
+    pub events: Option<EventSettings>,
     /// How the cache decides.
     pub cache: cache::Settings,
     /// Whether downloads that an earlier process left unfinished are resumed at start.
@@ -185,6 +189,7 @@ impl Settings {
     /// Keeps the effect of `helloWorld` as it was at start, when its image was added to the cache or not.
     pub fn keep_hello_world_of(&mut self, started: &Settings) {
         self.cache.freshness.own.clone_from(&started.cache.freshness.own);
+        self.cache.rules.own.clone_from(&started.cache.rules.own);
         self.cache.maintenance.pins.own.clone_from(&started.cache.maintenance.pins.own);
     }
 }
@@ -224,6 +229,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
         management: maintenance::management(&file, listen)?,
         store: store::Settings { root: file.image_path.clone(), fsync: file.fsync },
         bucket: file.object_store.as_ref().map(bucket).transpose()?,
+        events: file.events.as_ref().map(events::settings).transpose()?,
         cache: cache_settings(&file)?,
         resume_on_start: file.resume_on_start,
         upstream: upstream_settings(&file)?,
@@ -269,6 +275,11 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
         negative_ttl: file.negative_ttl.0.0,
         prefetch: prefetch(file)?,
         maintenance: maintenance::maintenance(file)?,
+        rules: cache::RepositoryRules {
+            allow: file.allow.iter().map(|rule| rule.0.clone()).collect(),
+            deny: file.deny.iter().map(|rule| rule.0.clone()).collect(),
+            own: None,
+        },
         air_gapped: file.air_gapped,
         minimum_rate: file.minimum_rate.0.0,
         blob_fetchers: count(file.max_downloads),
@@ -285,6 +296,7 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
         // No registry is contacted for the image, and eviction must not remove it.
         let image = hello::reference();
         settings.freshness.own = Some(image.clone());
+        settings.rules.own = Some(image.clone());
         settings.maintenance.pins.own = Some(Choice::Exact(image));
     }
     Ok(settings)

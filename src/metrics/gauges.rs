@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
@@ -19,6 +19,11 @@ struct Pool {
 struct Queue {
     pool: &'static str,
     queue: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Type {
+    r#type: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -68,6 +73,10 @@ pub struct Gauges {
     pub failed_handshakes: u64,
     /// Damaged files found since the start.
     pub damaged_files: u64,
+    /// Events since the start, by type.
+    pub events: Vec<(&'static str, u64)>,
+    /// Events that the webhook did not receive.
+    pub events_dropped: u64,
     /// The size of the cache in bytes; `None` until it has been counted.
     pub disk_used_bytes: Option<u64>,
     /// The free space on its disk, in bytes.
@@ -246,6 +255,7 @@ impl Gauges {
         }
         for (name, help, count) in [
             ("damaged_files", "Damaged files found in the cache", self.damaged_files),
+            ("events_dropped", "Events that the webhook did not receive", self.events_dropped),
             (
                 "tls_handshake_failures",
                 "Failed TLS handshakes with clients",
@@ -254,6 +264,11 @@ impl Gauges {
         ] {
             to.register(name, help, ConstCounter::new(count));
         }
+        let events = Family::<Type, Counter>::default();
+        for (word, count) in &self.events {
+            events.get_or_create(&Type { r#type: word }).inc_by(*count);
+        }
+        to.register("events", "Events", events);
         self.register_work(metrics, to);
     }
 

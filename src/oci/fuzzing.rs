@@ -119,6 +119,9 @@ pub(crate) fn pattern(data: &[u8]) {
     let reference = "3.20".parse().expect("valid");
     for line in text.lines() {
         assert!(!uncommented(line).starts_with('#'));
+        if let Some(pattern) = round_trip::<NamePattern>(line) {
+            pattern.covers(&name);
+        }
         if let Some(pattern) = round_trip::<Pattern>(line) {
             pattern.matches(last);
             pattern.matches_image(&name, &reference);

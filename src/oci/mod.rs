@@ -14,6 +14,7 @@ mod manifest;
 mod manifest_wire;
 mod media_type;
 mod name;
+mod name_pattern;
 mod part_reference;
 mod pattern;
 mod platform;
@@ -31,12 +32,14 @@ pub use manifest::{
 };
 pub use media_type::MediaType;
 pub use name::{ImageName, NameError, Reference, Repository, Tag, Upstream};
+pub use name_pattern::NamePattern;
 pub use part_reference::PartReference;
 pub use pattern::{Pattern, PatternError};
 pub use platform::{Platform, PlatformError, Platforms};
 pub use quoted::{QUOTED_CHARS_MAX, json_reason, quoted, quoted_up_to};
 pub use record::{
-    BLOBS, MANIFESTS, ManifestRecord, REFS, Record, StoredPath, TAGS, TagRecord, blob_path,
-    from_seconds, manifest_path, repository_path, tag_path, to_seconds,
+    BLOBS, HeldManifest, MANIFESTS, ManifestRecord, PreviousManifest, REFS, Record, StoredPath,
+    TAGS, TagRecord, Verdict, blob_path, from_seconds, manifest_path, repository_path, tag_path,
+    to_seconds,
 };
 pub use tag_list::{TagPage, TagQuery};

@@ -91,6 +91,57 @@ pub struct TagRecord {
     pub checked: SystemTime,
     /// When upstream was first seen without the tag; `None` if upstream has it.
     pub gone: Option<SystemTime>,
+    /// The manifests that it referred to before, the latest first; at most [`PREVIOUS_MAX`].
+    pub previous: Vec<PreviousManifest>,
+    /// What upstream has now, if the tag has moved there and that is not accepted here.
+    pub held: Option<HeldManifest>,
+}
+
+/// How many former manifests of a tag are recorded. A tag that moves daily then shows more than a week.
+pub(super) const PREVIOUS_MAX: usize = 10;
+
+/// A manifest that a tag referred to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreviousManifest {
+    /// The manifest.
+    pub digest: Digest,
+    /// When the tag was first seen with it.
+    pub fetched: SystemTime,
+}
+
+/// A manifest to which a tag has moved upstream, while the previous one is still served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldManifest {
+    /// The manifest.
+    pub digest: Digest,
+    /// When upstream was first seen with it.
+    pub since: SystemTime,
+    /// What an operator has decided.
+    pub verdict: Verdict,
+}
+
+/// What an operator has decided about a tag that has moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Verdict {
+    /// Nothing: it is accepted when it has been observed for long enough.
+    #[default]
+    Waiting,
+    /// It is accepted at the next check.
+    Accepted,
+    /// It is never accepted. If the tag moves again, that is another move.
+    Rejected,
+}
+
+impl Verdict {
+    /// The word for people and for JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Waiting => "waiting",
+            Verdict::Accepted => "accepted",
+            Verdict::Rejected => "rejected",
+        }
+    }
 }
 
 /// A repository's record of a manifest.
@@ -132,6 +183,24 @@ pub struct TagWire {
     checked: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     gone: Option<u64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    previous: Vec<PreviousWire>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<HeldWire>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PreviousWire {
+    digest: String,
+    fetched: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HeldWire {
+    digest: String,
+    since: u64,
+    #[serde(default)]
+    verdict: Verdict,
 }
 
 /// A [`ManifestRecord`] as JSON.
@@ -144,11 +213,43 @@ pub struct ManifestWire {
 }
 
 impl TagRecord {
+    /// A tag without a history.
+    pub fn new(
+        digest: Digest,
+        media_type: MediaType,
+        size: u64,
+        fetched: SystemTime,
+        checked: SystemTime,
+    ) -> TagRecord {
+        let (gone, previous, held) = (None, Vec::new(), None);
+        TagRecord { digest, media_type, size, fetched, checked, gone, previous, held }
+    }
+
     /// Whether it differs from an earlier record only in the time of its confirmation, on the same day (UTC).
     pub fn is_hardly_newer(&self, before: &TagRecord) -> bool {
         let day = |time: SystemTime| to_seconds(time) / SECONDS_OF_A_DAY;
         *before == TagRecord { checked: before.checked, ..self.clone() }
             && day(before.checked) == day(self.checked)
+    }
+
+    /// The record that replaces `before`: with the history of the tag, and with an operator's decision that was made
+    /// meanwhile.
+    #[must_use]
+    pub fn after(&self, before: &TagRecord) -> TagRecord {
+        let mut previous = before.previous.clone();
+        if before.digest != self.digest {
+            let former = PreviousManifest { digest: before.digest, fetched: before.fetched };
+            previous.insert(0, former);
+            previous.truncate(PREVIOUS_MAX);
+        }
+        let mut held = self.held.clone();
+        if let (Some(held), Some(earlier)) = (&mut held, &before.held)
+            && held.digest == earlier.digest
+            && held.verdict == Verdict::Waiting
+        {
+            held.verdict = earlier.verdict;
+        }
+        TagRecord { previous, held, ..self.clone() }
     }
 }
 
@@ -163,6 +264,8 @@ impl Record for TagRecord {
             fetched: to_seconds(self.fetched),
             checked: to_seconds(self.checked),
             gone: self.gone.map(to_seconds),
+            previous: self.previous.iter().map(PreviousManifest::wire).collect(),
+            held: self.held.as_ref().map(HeldManifest::wire),
         }
     }
 
@@ -174,7 +277,38 @@ impl Record for TagRecord {
             fetched: from_seconds(wire.fetched)?,
             checked: from_seconds(wire.checked)?,
             gone: wire.gone.and_then(from_seconds),
+            // What cannot be understood of the history is left out: the tag itself is what matters.
+            previous: wire
+                .previous
+                .iter()
+                .filter_map(PreviousManifest::accept)
+                .take(PREVIOUS_MAX)
+                .collect(),
+            held: wire.held.as_ref().and_then(HeldManifest::accept),
         })
+    }
+}
+
+impl PreviousManifest {
+    fn wire(&self) -> PreviousWire {
+        PreviousWire { digest: self.digest.to_string(), fetched: to_seconds(self.fetched) }
+    }
+
+    fn accept(wire: &PreviousWire) -> Option<PreviousManifest> {
+        let (digest, fetched) = (wire.digest.parse().ok()?, from_seconds(wire.fetched)?);
+        Some(PreviousManifest { digest, fetched })
+    }
+}
+
+impl HeldManifest {
+    fn wire(&self) -> HeldWire {
+        let (digest, since) = (self.digest.to_string(), to_seconds(self.since));
+        HeldWire { digest, since, verdict: self.verdict }
+    }
+
+    fn accept(wire: &HeldWire) -> Option<HeldManifest> {
+        let (digest, since) = (wire.digest.parse().ok()?, from_seconds(wire.since)?);
+        Some(HeldManifest { digest, since, verdict: wire.verdict })
     }
 }
 
@@ -211,13 +345,51 @@ mod tests {
 
     fn record(checked: u64) -> TagRecord {
         let at = |seconds| from_seconds(seconds).unwrap();
-        TagRecord {
-            digest: format!("sha256:{}", "a".repeat(64)).parse().unwrap(),
-            media_type: MediaType::parse(MediaType::OCI_INDEX).unwrap(),
-            size: 5,
-            fetched: at(7),
-            checked: at(checked),
-            gone: None,
+        let media_type = MediaType::parse(MediaType::OCI_INDEX).unwrap();
+        TagRecord::new(digest_of("a"), media_type, 5, at(7), at(checked))
+    }
+
+    fn digest_of(letter: &str) -> Digest {
+        format!("sha256:{}", letter.repeat(64)).parse().unwrap()
+    }
+
+    fn held(letter: &str, verdict: Verdict) -> HeldManifest {
+        HeldManifest { digest: digest_of(letter), since: from_seconds(9).unwrap(), verdict }
+    }
+
+    #[test]
+    fn a_tag_that_moves_keeps_its_history() {
+        let mut record = record(1);
+        for number in 0..PREVIOUS_MAX + 3 {
+            let letter = ["b", "c", "d", "e", "f"][number % 5];
+            let next = TagRecord { digest: digest_of(letter), ..self::record(2) };
+            record = next.after(&record);
+            assert_eq!(record.previous.len(), (number + 1).min(PREVIOUS_MAX));
+        }
+        let letters: Vec<String> =
+            record.previous.iter().map(|each| each.digest.hex()[..1].to_owned()).collect();
+        assert_eq!(letters.join(""), "cbfedcbfed", "the latest first");
+        let confirmed = self::record(3);
+        let same = TagRecord { digest: record.digest, ..confirmed }.after(&record);
+        assert_eq!(same.previous, record.previous, "a confirmation is not a move");
+        let json = serde_json::to_vec(&same.wire()).unwrap();
+        assert_eq!(TagRecord::from_json(&json), Some(same));
+    }
+
+    #[test]
+    fn an_operators_decision_survives_a_check_that_began_before_it() {
+        let with = |letter, verdict| TagRecord { held: Some(held(letter, verdict)), ..record(1) };
+        for (before, is, after) in [
+            (with("b", Verdict::Rejected), with("b", Verdict::Waiting), Some(Verdict::Rejected)),
+            (with("b", Verdict::Accepted), with("b", Verdict::Waiting), Some(Verdict::Accepted)),
+            (with("b", Verdict::Rejected), with("b", Verdict::Accepted), Some(Verdict::Accepted)),
+            (with("b", Verdict::Rejected), with("c", Verdict::Waiting), Some(Verdict::Waiting)),
+            (with("b", Verdict::Rejected), record(1), None),
+        ] {
+            let record = is.after(&before);
+            assert_eq!(record.held.as_ref().map(|held| held.verdict), after);
+            let json = serde_json::to_vec(&record.wire()).unwrap();
+            assert_eq!(TagRecord::from_json(&json), Some(record));
         }
     }
 

@@ -48,7 +48,7 @@ impl Fixture {
         let (fetched, checked) = (self.now, self.now);
         let record = ManifestRecord { media_type: media_type.clone(), size, fetched };
         self.store.put_manifest(&name, &digest, &record).unwrap();
-        let record = TagRecord { digest, media_type, size, fetched, checked, gone: None };
+        let record = TagRecord::new(digest, media_type, size, fetched, checked);
         self.store.put_tag(&name, &tag.parse().unwrap(), &record).unwrap();
         digest
     }

@@ -190,7 +190,7 @@ impl Place {
         let media_type = crate::oci::MediaType::parse(media_type).expect("valid");
         let now = SystemTime::now();
         let size = content.len() as u64;
-        let record = TagRecord { digest, media_type, size, fetched: now, checked: now, gone: None };
+        let record = TagRecord::new(digest, media_type, size, now, now);
         self.store.put_tag(&self.name, &self.tag, &record).expect("it is writable");
         self.walk();
         assert_eq!(self.store.read(&digest, size).as_deref(), Some(content));

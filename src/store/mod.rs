@@ -67,6 +67,7 @@ pub use content::{
     Ingest, IngestError, Partial, PartialFile, Verified, WatchedPartial, have_same_bytes,
 };
 pub use error::StoreError;
+pub use files::observer::StoreEvent;
 pub use files::outgoing::{OutgoingContent, OutgoingEntry, OutgoingFile, OutgoingKind};
 pub use files::record::Access;
 pub use files::write::FUTURE_TOLERANCE;
@@ -90,6 +91,7 @@ use content::large_documents::LargeDocuments;
 use files::directory_sync::DirectorySyncs;
 use files::faults::Faults;
 use files::layout::Layout;
+use files::observer::Observer;
 use files::read::read_file;
 use names::index::IndexChanges;
 use usage::SpaceSeen;
@@ -121,6 +123,7 @@ struct Inner {
     /// Number of failed reads of files and directories since the start.
     unreadable_files: AtomicU64,
     faults: Faults,
+    observer: Observer,
     /// What `index.json` lacks. Locked for an insertion or to take it.
     index_changes: Mutex<IndexChanges>,
     /// Bytes on the disk at the last count; negative before the first count.
@@ -157,6 +160,7 @@ impl Store {
             damaged_files: AtomicU64::new(0),
             unreadable_files: AtomicU64::new(0),
             faults: Faults::default(),
+            observer: Observer::default(),
             directory_syncs: DirectorySyncs::default(),
             space: Mutex::default(),
             index_changes: Mutex::new(IndexChanges::at_start(writable)),

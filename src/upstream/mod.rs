@@ -26,6 +26,7 @@ pub(crate) mod fuzzing;
 mod network;
 mod object_store;
 mod response;
+mod webhook;
 
 use std::io::Read;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub use object_store::{
     Addressing, ClockSkew, Condition, ListedObject, Object, ObjectHead, ObjectStore,
     ObjectStoreSettings, Page, Probe, Put, ReadObject, UploadSource,
 };
+
+pub use webhook::{Webhook, WebhookSettings, WebhookUrl};
 
 /// Finds the source of a registry's content. Tests implement it with a fake.
 pub trait Sources: Send + Sync {

@@ -14,6 +14,7 @@ mod streaming;
 // Wrong bytes, damaged files, and responses that are not manifests.
 mod integrity;
 // Scrubbing: the search for damage on disk.
+mod rules;
 mod scrub;
 // Which upstream a request addresses, and which upstreams may be contacted.
 mod addressing;
@@ -90,6 +91,7 @@ mod pruning;
 // Pins.
 mod pins;
 // Eviction.
+mod events;
 mod eviction;
 // Probes, metrics and the status page.
 mod probes;
@@ -102,6 +104,7 @@ mod management_access;
 // `larder hosts-toml`.
 mod hosts_toml;
 // The hello-world image.
+mod held_tags;
 mod hello;
 // The program as a process: arguments, errors, signals.
 mod process;

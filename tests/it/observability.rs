@@ -250,6 +250,8 @@ fn every_gauge() -> Gauges {
         endpoints: vec![endpoint],
         failed_handshakes: 1,
         damaged_files: 1,
+        events: larder::events::TYPES.iter().map(|(_, name)| (*name, 1)).collect(),
+        events_dropped: 1,
         disk_used_bytes: Some(1),
         disk_free_bytes: Some(1),
         disk_size_bytes: Some(1),

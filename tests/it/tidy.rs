@@ -18,6 +18,7 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("introduction", "oci", "configuration files, HTTP"),
     ("budget", "client_address", "what is counted"),
     ("sync", "", "what is synchronized"),
+    ("events", "", "who records events, and how they are sent"),
     ("flight", "sync", "the meaning of digests, store, upstream"),
     ("store", "oci units sync", "that upstreams exist, HTTP, what is pruned and when"),
     ("users", "oci flight certificates client_address", "HTTP, routes, upstreams"),
@@ -25,7 +26,7 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("upstream", "oci certificates via introduction units", "disk, cache, server"),
     (
         "cache",
-        "oci store upstream flight prune metrics client_address via units sync",
+        "oci store upstream flight prune metrics client_address via units sync events",
         "sockets to clients, routes, command line, configuration file",
     ),
     ("prune", "oci store", "HTTP to clients"),
@@ -37,12 +38,12 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("http", "certificates client_address budget units sync", "registries, digests, store"),
     (
         "api",
-        "oci cache prune metrics http users client_address budget via introduction units",
+        "oci cache prune metrics http users client_address budget via introduction units events",
         "the upstream client, file paths",
     ),
     (
         "config",
-        "oci store certificates users hello upstream cache http api prune introduction",
+        "oci store certificates users hello upstream cache http api prune introduction events",
         "behaviour: of other modules it knows their Settings",
     ),
     ("cli", "", "behaviour: it is argh structs"),

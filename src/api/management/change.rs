@@ -7,7 +7,7 @@ use super::check::{CheckTarget, check_document};
 use super::{Handlers, accepted, document, documents, read};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
-use crate::oci::{Choice, Digest, Upstream};
+use crate::oci::{Choice, Digest, Reference, Upstream, Verdict};
 use crate::prune::{Criteria, PruneError, parse_duration, parse_since};
 use crate::units::{plural, size};
 
@@ -18,6 +18,8 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "prefetch" => prefetch(handlers, request),
         "check" => check(handlers, request),
         "flights/resume" => resume(handlers, request),
+        "tags/accept" => decide(handlers, request, Verdict::Accepted),
+        "tags/reject" => decide(handlers, request, Verdict::Rejected),
         _ => cancel(handlers, request),
     }
 }
@@ -93,6 +95,24 @@ fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     let image = name.with(&reference);
     log::info!("prefetching {image} for {}", request.peer().ip());
     Ok(accepted(&json!({ "image": image })))
+}
+
+/// Decides about a tag that has moved at its registry (`tags[].hold`).
+fn decide(handlers: &Handlers, request: &Request, verdict: Verdict) -> Result<Reply, Refusal> {
+    let query = handlers.query(request, &["image"])?;
+    let (name, reference) = read::reference(&query)?;
+    let image = name.with(&reference);
+    let decided = match &reference {
+        Reference::Tag(tag) => handlers.cache.store().decide_tag(&name, tag, verdict),
+        Reference::Digest(_) => Ok(None),
+    };
+    let decided = decided.map_err(|error| Refusal::Broken(error.to_string()))?;
+    let Some(held) = decided else {
+        return Err(Refusal::NotFound(format!("nothing is held for {image}")));
+    };
+    log::info!("{} {} of {image} for {}", verdict.as_str(), held.digest, request.peer().ip());
+    let (digest, verdict) = (held.digest.to_string(), verdict.as_str());
+    Ok(document(&json!({ "image": image, "digest": digest, "verdict": verdict })))
 }
 
 /// Not a change, but it makes requests to a registry that the caller names.

@@ -8,6 +8,8 @@ use crate::cache::{
     BreakerState, BucketStatus, EndpointStatus, FlightStatus, ImageUsage, IncompleteImage,
     PeerStatus, UpstreamStatus, UsageSummary,
 };
+use crate::events::RecordedEvent;
+use crate::oci::PreviousManifest;
 use crate::prune::{Report, timestamp};
 
 /// An image.
@@ -27,10 +29,28 @@ pub fn image_document(image: &ImageUsage, is_pinned: bool, is_stale: bool) -> Va
         "fetched": time(Some(image.fetched)),
         "checked": time(image.checked),
         "goneUpstream": time(image.gone),
+        "held": image.held,
+        "heldSince": time(image.held_since),
         "pulled": time(image.pulled),
         "pinned": is_pinned,
         "stale": is_stale,
     })
+}
+
+/// An event.
+pub fn event_document(recorded: &RecordedEvent) -> Value {
+    let RecordedEvent { number, time, event } = recorded;
+    let mut document = json!({
+        "number": number,
+        "time": timestamp(*time),
+        "type": event.is.as_str(),
+        "subject": event.subject,
+        "details": {},
+    });
+    for (name, value) in &event.details {
+        document["details"][*name] = value.as_str().into();
+    }
+    document
 }
 
 /// The report of a prune.
@@ -45,6 +65,14 @@ pub(super) fn time(seconds: Option<u64>) -> Option<String> {
     let since = Duration::from_secs(seconds?);
     let text = SystemTime::UNIX_EPOCH.checked_add(since).map(timestamp);
     text.filter(|text| !text.is_empty())
+}
+
+/// A manifest to which a tag referred.
+pub(super) fn previous(previous: &PreviousManifest) -> Value {
+    json!({
+        "digest": previous.digest.to_string(),
+        "fetched": timestamp(previous.fetched),
+    })
 }
 
 pub(super) fn usage(summary: &UsageSummary) -> Value {

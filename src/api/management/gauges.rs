@@ -34,6 +34,8 @@ pub(super) fn gauges(handlers: &Handlers) -> Gauges {
         endpoints: cache.upstreams().iter().flat_map(endpoints).collect(),
         failed_handshakes: handlers.edge.failed_handshakes(),
         damaged_files: cache.counts().damaged_files,
+        events: cache.events().counts(),
+        events_dropped: cache.events().dropped(),
         disk_used_bytes: disk.used_bytes,
         disk_free_bytes: disk.free_bytes,
         disk_size_bytes: disk.size_bytes,

@@ -34,7 +34,7 @@ use query::Query;
 
 pub use access::ReadToken;
 pub use check::{CheckTarget, check_document};
-pub use documents::{image_document, report_document};
+pub use documents::{event_document, image_document, report_document};
 
 /// The number of concurrent requests that read all images or remove some, so that workers are left for probes.
 const HEAVY_MAX: usize = 2;
@@ -201,10 +201,12 @@ impl Handlers {
     fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
         let methods = match what {
             "status" | "history" | "images" | "image" | "incomplete" | "repositories" | "blobs"
-            | "upstreams" | "peers" | "bucket" => "GET, HEAD",
+            | "upstreams" | "peers" | "bucket" | "events" => "GET, HEAD",
             "flights" => "GET, HEAD, DELETE",
             "pins" => "GET, HEAD, POST, DELETE",
-            "flights/resume" | "prune" | "prefetch" | "check" => "POST",
+            "flights/resume" | "prune" | "prefetch" | "check" | "tags/accept" | "tags/reject" => {
+                "POST"
+            }
             _ => return Err(Refusal::NotFound(format!("no such path: /api/v1/{what}"))),
         };
         let method = if request.method() == Method::Head { "GET" } else { request.method_text() };

@@ -29,6 +29,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "repositories" => repositories(handlers, request),
         "blobs" => blobs(handlers, request),
         "incomplete" => handlers.query(request, none).map(|_| incomplete(&handlers.cache)),
+        "events" => handlers.query(request, none).map(|_| events(&handlers.cache)),
         "flights" => handlers.query(request, none).map(|_| flights(&handlers.cache)),
         "upstreams" => handlers.query(request, none).map(|_| upstreams(&handlers.cache)),
         "peers" => peers(handlers, request),
@@ -85,6 +86,11 @@ fn status(handlers: &Handlers) -> Value {
     })
 }
 
+fn events(cache: &Cache) -> Value {
+    let events = cache.events().recent_events();
+    json!({ "events": events.iter().map(documents::event_document).collect::<Vec<_>>() })
+}
+
 fn history(cache: &Cache) -> Value {
     let steps = cache.metrics().history().into_iter().map(|step| {
         json!({
@@ -102,7 +108,7 @@ fn history(cache: &Cache) -> Value {
 struct Filter {
     patterns: Vec<Pattern>,
     registry: Option<String>,
-    is_complete: Option<bool>,
+    state: Option<String>,
     is_pinned: Option<bool>,
     /// The images that contain the requested digest.
     among: Option<HashSet<String>>,
@@ -114,9 +120,7 @@ impl Filter {
         Ok(Filter {
             patterns: query.patterns()?,
             registry: query.parsed::<Upstream>("registry")?.map(|upstream| format!("{upstream}/")),
-            is_complete: query
-                .word("state", &["complete", "partial"])?
-                .map(|state| state == "complete"),
+            state: query.word("state", &["complete", "partial", "held"])?.map(str::to_owned),
             is_pinned: query.flag("pinned")?,
             among: digest.map(|digest| needing(handlers, &digest)).transpose()?,
         })
@@ -127,7 +131,12 @@ impl Filter {
             |pattern: &Pattern| pattern.matches(&image.image) || pattern.matches(&image.repository);
         (self.patterns.is_empty() || self.patterns.iter().any(is_match))
             && self.registry.as_ref().is_none_or(|registry| image.image.starts_with(registry))
-            && self.is_complete.is_none_or(|complete| complete == image.complete)
+            && match self.state.as_deref() {
+                Some("complete") => image.complete,
+                Some("partial") => !image.complete,
+                Some(_) => image.held.is_some(),
+                None => true,
+            }
             && self.is_pinned.is_none_or(|pinned| pinned == is_pinned)
             && self.among.as_ref().is_none_or(|among| among.contains(&image.image))
     }
@@ -309,6 +318,11 @@ fn image(handlers: &Handlers, request: &Request) -> Result<Value, Refusal> {
         })
     });
     value["tree"] = tree.collect();
+    if let Reference::Tag(tag) = &reference
+        && let Some(record) = cache.tag_record(&name, tag)
+    {
+        value["previous"] = record.previous.iter().map(documents::previous).collect();
+    }
     Ok(value)
 }
 

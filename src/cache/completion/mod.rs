@@ -36,6 +36,7 @@ use super::prefetch::{Missing, Prefetcher, Wanted};
 use super::scheduler::Length;
 use super::{PrefetchOnHead, lock};
 use crate::client_address::ClientAddress;
+use crate::events::{Event, EventType};
 use crate::oci::{Digest, ImageName, Platform, Reference};
 use crate::store::Access;
 
@@ -313,6 +314,8 @@ impl Completions {
         let missing = self.missing(name, entry);
         if missing.is_nothing() {
             self.settle(key, entry, now);
+            let complete = Event::new(EventType::ImageComplete, name.with(&key.1));
+            self.core.events.record(now, complete.with("digest", entry.digest));
             if !entry.is_pulled {
                 self.core.metrics.completed("complete");
                 log::info!("{}: complete, after HEAD by a node", name.with(&key.1));

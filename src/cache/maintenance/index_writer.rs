@@ -35,6 +35,7 @@ fn run(cache: &Cache, stopped: &Receiver<()>) {
     let (mut pause, mut written) = (INDEX_INTERVAL, Instant::now());
     loop {
         cache.check_offline_switch();
+        cache.record_registry_changes();
         cache.store().probe();
         let is_last = match stopped.recv_timeout(CHECK_INTERVAL) {
             Err(RecvTimeoutError::Timeout) => false,

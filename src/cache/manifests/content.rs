@@ -47,24 +47,28 @@ pub(super) struct Checked {
     pub(super) at: SystemTime,
     /// Whether a Larder in between could not confirm it when it should have.
     pub(super) is_stale: bool,
+    /// Whether the registry has another manifest, which is not accepted yet.
+    pub(super) is_held: bool,
 }
 
 impl Checked {
     /// By this process. A manifest by its digest needs no confirmation.
     pub(super) fn at(at: SystemTime) -> Checked {
-        Checked { at, is_stale: false }
+        Checked { at, is_stale: false, is_held: false }
     }
 
     /// According to a response that arrives now.
     pub(super) fn of(confirmation: Confirmation, now: SystemTime) -> Checked {
         let Confirmation { age, is_stale } = confirmation;
-        Checked { at: now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH), is_stale }
+        let at = now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        Checked { at, is_stale, is_held: false }
     }
 
-    /// Where a response came from, if a Larder could not confirm what it sent.
+    /// Where a response came from, if a Larder could not confirm what it sent, or if the registry has moved the tag.
     pub(super) fn restrict(self, how: How, why: Option<Why>) -> (How, Option<Why>) {
         match self.is_stale {
             true if how != How::Stale => (How::Stale, Some(Why::StaleAtParent)),
+            false if self.is_held && how != How::Stale => (how, Some(Why::Held)),
             _ => (how, why),
         }
     }

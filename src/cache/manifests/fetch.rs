@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use super::content::{Checked, Content, Found, MEMORY_BYTES_MAX};
+use super::hold::Hold;
 use super::{ManifestCache, ManifestLeader};
 use crate::cache::freshness::{Belief, OnUpstreamDelete};
 use crate::cache::negative::Asked;
 use crate::cache::{CacheError, lock};
-use crate::oci::{Digest, ImageName, MediaType, Reference, Tag};
+use crate::oci::{Digest, HeldManifest, ImageName, MediaType, Reference, Tag};
 use crate::store::{Access, Document, FetchLock, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
 
@@ -106,11 +107,17 @@ impl ManifestCache {
             if let Some(found) = self.fetch_tag_of_bucket(name, tag, &*source, early)? {
                 return Ok(found);
             }
-            return self.fetch_tag_of_registry(name, tag, &*source, early);
+            return self.fetch_tag_of_registry(name, tag, None, &*source, early);
         };
+        let hold = self.hold(name, tag, &record);
+        let early = if hold.may_hold() { &|_: &Found| {} } else { early };
         let found = match source.resolve(&name.repository, tag) {
             Ok(Some((digest, confirmation))) => {
                 let checked = Checked::of(confirmation, self.core.now());
+                if let Some(held) = hold.decide(&digest) {
+                    self.note::<()>(&*source, name, &reference, &Ok(()));
+                    return self.keep_previous(name, tag, &record, held, checked, &*source);
+                }
                 self.get_resolved(name, &*source, &reference, &digest, checked, early)?
             }
             Ok(None) => self.get_manifest(name, &*source, &reference, None, early)?,
@@ -128,22 +135,39 @@ impl ManifestCache {
                 return Err(error.into());
             }
         };
-        self.point_tag(name, tag, &found, Some(&record));
+        if let Some(held) = hold.decide(found.content.digest()) {
+            return self.keep_previous(name, tag, &record, held, found.checked, &*source);
+        }
+        self.point_tag(name, tag, &found, Some(&record), None);
         Ok(found)
     }
 
-    /// Fetches a tag that is neither cached here nor taken over from the bucket.
+    fn hold<'a>(&self, name: &ImageName, tag: &Tag, record: &'a TagRecord) -> Hold<'a> {
+        let span = self.core.settings().freshness.hold(name, tag);
+        Hold::new(record, span, self.core.now())
+    }
+
+    /// Fetches a tag that is neither cached here nor taken over from the bucket. `in_bucket` is the bucket's record of it.
     pub(super) fn fetch_tag_of_registry(
         &self,
         name: &ImageName,
         tag: &Tag,
+        in_bucket: Option<&TagRecord>,
         source: &dyn Source,
         early: Early<'_>,
     ) -> Result<Found, CacheError> {
         self.core.stop_if_backing_off(name, |_| false)?;
         let reference = Reference::Tag(tag.clone());
+        let hold = in_bucket.map(|record| self.hold(name, tag, record));
+        let may_hold = hold.as_ref().is_some_and(Hold::may_hold);
+        let early = if may_hold { &|_: &Found| {} } else { early };
         let found = self.get_manifest(name, source, &reference, None, early)?;
-        self.point_tag(name, tag, &found, None);
+        if let Some(hold) = &hold
+            && let Some(held) = hold.decide(found.content.digest())
+        {
+            return self.keep_previous(name, tag, hold.record, held, found.checked, source);
+        }
+        self.point_tag(name, tag, &found, in_bucket, None);
         Ok(found)
     }
 
@@ -166,24 +190,37 @@ impl ManifestCache {
         let belief = self.core.settings().freshness.belief(name, tag, checked.at, now);
         let is_fresh = matches!(belief, Belief::Fresh(_));
         if !source.is_authoritative() || is_fresh && record.gone.is_none() {
-            return Ok(self.take_over(name, tag, source, &digest, checked, early));
+            return Ok(self.take_over(name, tag, source, &record, checked, early));
         }
         let stale = Checked { is_stale: !is_fresh, ..checked };
         if self.core.negative.backoff(name, now).is_some() {
             let bucket = self.core.sources.bucket(&name.upstream);
             let take_over =
-                |bucket: Arc<_>| self.take_over(name, tag, &*bucket, &digest, stale, early);
+                |bucket: Arc<_>| self.take_over(name, tag, &*bucket, &record, stale, early);
             return Ok(bucket.and_then(take_over));
         }
         let error = match source.resolve(&name.repository, tag) {
             Ok(Some((current, confirmation))) if current == digest => {
                 let checked = Checked::of(confirmation, self.core.now());
-                return Ok(self.take_over(name, tag, source, &digest, checked, early));
+                let record = TagRecord { held: None, ..record };
+                return Ok(self.take_over(name, tag, source, &record, checked, early));
             }
-            // The registry knows better, or GET shows what it has.
-            Ok(_) => return Ok(None),
+            Ok(Some((current, confirmation))) => {
+                let checked = Checked::of(confirmation, self.core.now());
+                let kept = match self.hold(name, tag, &record).decide(&current) {
+                    Some(held) => self.keep_previous(name, tag, &record, held, checked, source),
+                    // The registry knows better.
+                    None => self.fetch_tag_of_registry(name, tag, Some(&record), source, early),
+                };
+                return kept.map(Some);
+            }
+            // GET shows what it has.
+            Ok(None) => {
+                let found = self.fetch_tag_of_registry(name, tag, Some(&record), source, early);
+                return found.map(Some);
+            }
             Err(error) if error.may_be_about_head() => {
-                match self.fetch_tag_of_registry(name, tag, source, early) {
+                match self.fetch_tag_of_registry(name, tag, Some(&record), source, early) {
                     Ok(found) => return Ok(Some(found)),
                     Err(error) => error,
                 }
@@ -201,7 +238,7 @@ impl ManifestCache {
             return Err(CacheError::DeletedUpstream);
         }
         error.log(&name.with(&Reference::Tag(tag.clone())));
-        Ok(self.take_over(name, tag, source, &digest, stale, early))
+        Ok(self.take_over(name, tag, source, &record, stale, early))
     }
 
     /// Fetches the manifest of a tag that the bucket has, and writes the tag.
@@ -210,13 +247,14 @@ impl ManifestCache {
         name: &ImageName,
         tag: &Tag,
         source: &dyn Source,
-        digest: &Digest,
+        record: &TagRecord,
         checked: Checked,
         early: Early<'_>,
     ) -> Option<Found> {
-        let reference = Reference::Tag(tag.clone());
+        let (reference, digest) = (Reference::Tag(tag.clone()), &record.digest);
+        let checked = Checked { is_held: record.held.is_some(), ..checked };
         let found = self.get_resolved(name, source, &reference, digest, checked, early).ok()?;
-        self.point_tag(name, tag, &found, None);
+        self.point_tag(name, tag, &found, Some(record), record.held.clone());
         Some(found)
     }
 
@@ -273,7 +311,7 @@ impl ManifestCache {
     }
 
     /// Fetches and stores a manifest. `checked` is when its tag was confirmed, unless this request confirms it.
-    fn get_manifest(
+    pub(super) fn get_manifest(
         &self,
         name: &ImageName,
         source: &dyn Source,
@@ -344,13 +382,14 @@ impl ManifestCache {
         Ok(self.core.store.put_manifest_under(&lock, name, digest, &record)?)
     }
 
-    /// Writes the tag.
+    /// Writes the tag. `held` is what the registry has instead, if that is not accepted yet.
     pub(super) fn point_tag(
         &self,
         name: &ImageName,
         tag: &Tag,
         found: &Found,
         before: Option<&TagRecord>,
+        held: Option<HeldManifest>,
     ) {
         let Found { content, checked } = found;
         let size = content.size();
@@ -363,14 +402,10 @@ impl ManifestCache {
             Some(before) if before.digest == content.digest => before.fetched,
             _ => now,
         };
-        let record = TagRecord {
-            digest: content.digest,
-            media_type: content.media_type.clone(),
-            size,
-            fetched,
-            checked: checked.at,
-            gone: None,
-        };
+        let media_type = content.media_type.clone();
+        let record = TagRecord::new(content.digest, media_type, size, fetched, checked.at);
+        let record = TagRecord { held, ..record };
+        let record = before.map_or_else(|| record.clone(), |before| record.after(before));
         if let Err(error) = self.core.store.put_tag(name, tag, &record) {
             log::error!("{name}:{tag} is served but its tag is not cached: {error}");
         }

@@ -211,7 +211,7 @@ impl ManifestCache {
             }
             Err(error) if !error.is_not_found() => Err(error.into()),
             _ => {
-                let found = self.fetch_tag_of_registry(name, tag, &*source, &|_| {})?;
+                let found = self.fetch_tag_of_registry(name, tag, None, &*source, &|_| {})?;
                 Ok(KnownHead::of(&found))
             }
         }
@@ -258,7 +258,7 @@ impl ManifestCache {
             let is_recent = now.duration_since(received).is_ok_and(|age| age <= PULL_FOLLOWS_MAX);
             if is_recent && self.core.store.tag(name, &tag, Access::Look).is_none() {
                 let found = Found { content: Arc::clone(content), checked };
-                self.point_tag(name, &tag, &found, None);
+                self.point_tag(name, &tag, &found, None, None);
             }
         }
     }

@@ -6,6 +6,7 @@ mod content;
 mod elsewhere;
 mod fetch;
 mod heads;
+mod hold;
 mod pending;
 mod sizes;
 mod wait;
@@ -337,7 +338,7 @@ impl ManifestCache {
         let settings = self.core.settings();
         let policy = &settings.freshness;
         let belief = policy.belief(name, tag, record.checked, self.core.now());
-        let checked = Checked::at(record.checked);
+        let checked = Checked { is_held: record.held.is_some(), ..Checked::at(record.checked) };
         Ok(content.map(|content| Stored { found: Found { content, checked }, belief }))
     }
 }

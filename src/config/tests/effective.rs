@@ -41,13 +41,16 @@ prefetchOnHead: never
 os: linux
 arch: s390x
 tagTtl: 90s
-tags: [{pattern: '*', tagTtl: forever}, {pattern: nightly, tagTtl: '0'}]
+tags: [{pattern: '*', tagTtl: forever, hold: 72h}, {pattern: nightly, tagTtl: '0'}]
 alwaysPullLatest: true
 staleWhileRevalidate: 1500ms
 onUpstreamDelete: drop
 revalidateTimeout: 250us
 negativeTtl: 0
 airGapped: true
+allow: [quay.io, 'docker.io/library/*', '/^ghcr/']
+deny: [docker.io/library/alpine]
+events: {webhook: 'https://alerts.example.com/larder', types: [tag-moved, damaged], tokenFile: /t, tls: {ca: /ca}}
 defaultNs: docker.io
 maxDownloads: 3
 pullTimeout: 1234

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::blobs::CHUNK_BYTES;
 use crate::oci::{Algorithm, Digest, Verifier};
+use crate::store::files::observer::StoreEvent;
 use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::read::{is_same_file, names_in, open_to_read};
 use crate::store::files::record::from_seconds;
@@ -112,6 +113,8 @@ impl Store {
         match moved {
             Ok(()) => {
                 self.inner.damaged_files.fetch_add(1, Ordering::Relaxed);
+                let (what, reason) = (&damage.digest, damage.reason.as_str());
+                self.observe(&StoreEvent::Damaged { what, reason });
                 Ok(Some(to))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -5,6 +5,7 @@
 pub(super) mod directory_sync;
 pub(super) mod faults;
 pub(super) mod layout;
+pub(super) mod observer;
 pub(super) mod outgoing;
 pub(super) mod owner;
 pub(super) mod read;

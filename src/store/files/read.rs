@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
+use super::observer::StoreEvent;
 use crate::store::{Inner, Store, StoreError};
 use crate::sync::may_switch;
 
@@ -68,6 +69,8 @@ impl Store {
     pub(in crate::store) fn damaged<T>(&self, path: &Path, reason: &str) -> Option<T> {
         self.inner.damaged_files.fetch_add(1, Ordering::Relaxed);
         log::warn!("cache file {} is damaged ({reason}); it is treated as absent", path.display());
+        let below = path.strip_prefix(self.root()).unwrap_or(path);
+        self.observe(&StoreEvent::Damaged { what: &below.display(), reason });
         None
     }
 

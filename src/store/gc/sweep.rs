@@ -44,7 +44,7 @@ pub(super) const BATCH: usize = 32;
 /// The right to remove names and blobs, which one process holds at a time, and when it began.
 #[derive(Debug)]
 pub struct Sweep {
-    pub(super) store: Store,
+    pub(in crate::store::gc) store: Store,
     /// By the clock of the file system.
     pub(super) began: SystemTime,
     _prune_lock: FileLock,

@@ -245,7 +245,7 @@ fn record(size: usize) -> ManifestRecord {
 
 fn tag_of(digest: Digest, size: usize) -> TagRecord {
     let ManifestRecord { media_type, size, fetched } = record(size);
-    TagRecord { digest, media_type, size, fetched, checked: fetched, gone: None }
+    TagRecord::new(digest, media_type, size, fetched, fetched)
 }
 
 #[test]

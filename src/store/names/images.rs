@@ -7,7 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::SystemTime;
 
-use crate::oci::{Descriptor, Digest, ImageName, Manifest, ManifestKind, MediaType, Reference};
+use crate::oci::{
+    Descriptor, Digest, HeldManifest, ImageName, Manifest, ManifestKind, MediaType, Reference,
+};
 use crate::store::Store;
 use crate::store::files::record::Access;
 
@@ -36,6 +38,8 @@ pub struct StoredImage {
     pub gone: Option<SystemTime>,
     /// When a client last pulled it, to the minute.
     pub pulled: Option<SystemTime>,
+    /// What upstream has instead, if the tag has moved there and that is not accepted here.
+    pub held: Option<HeldManifest>,
 }
 
 impl StoredImage {
@@ -238,6 +242,7 @@ impl Store {
                     fetched: record.fetched,
                     checked: Some(record.checked),
                     gone: record.gone,
+                    held: record.held,
                     // Clients often resolve the tag and pull by digest, and some only pull by digest.
                     pulled: self
                         .modified(&layout.tag(name, tag))
@@ -255,6 +260,7 @@ impl Store {
                     fetched: record.fetched,
                     checked: None,
                     gone: None,
+                    held: None,
                     pulled: self.modified(&layout.manifest(name, digest)),
                 }
             }

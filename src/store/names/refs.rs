@@ -4,9 +4,13 @@
 
 use std::fs;
 use std::io;
+use std::time::SystemTime;
 
-use crate::oci::{Algorithm, Digest, ImageName, ManifestRecord, Record, Tag, TagRecord};
+use crate::oci::{
+    Algorithm, Digest, HeldManifest, ImageName, ManifestRecord, Record, Tag, TagRecord, Verdict,
+};
 use crate::store::files::layout::digest_of;
+use crate::store::files::observer::StoreEvent;
 use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::record::Access;
 use crate::store::files::write::renew_path;
@@ -51,8 +55,9 @@ impl Store {
         }
         let before = self.tag(name, tag, Access::Look);
         let is_other = before.as_ref().is_none_or(|was| was.digest != is.digest);
+        let is = &before.as_ref().map_or_else(|| is.clone(), |was| is.after(was));
         let path = self.inner.layout.tag(name, tag);
-        match before.is_some_and(|was| is.is_hardly_newer(&was)) {
+        match before.as_ref().is_some_and(|was| is.is_hardly_newer(was)) {
             true => self.put_record(&path, &is.wire())?,
             false => {
                 let write = || self.put_record(&path, &is.wire());
@@ -62,7 +67,41 @@ impl Store {
         if is_other {
             self.note_changed_tag(name, tag);
         }
+        if let Some(before) = &before {
+            self.observe_move(name, tag, before, is);
+        }
         Ok(())
+    }
+
+    fn observe_move(&self, name: &ImageName, tag: &Tag, before: &TagRecord, is: &TagRecord) {
+        if before.digest != is.digest {
+            self.observe(&StoreEvent::TagMoved { name, tag, from: before.digest, to: is.digest });
+        }
+        let was_held = before.held.as_ref().map(|held| held.digest);
+        if let Some(held) = &is.held
+            && was_held != Some(held.digest)
+        {
+            self.observe(&StoreEvent::TagHeld { name, tag, serves: is.digest, held: held.digest });
+        }
+    }
+
+    /// Records what an operator has decided about a tag that has moved. The next pull checks the tag with the registry.
+    /// `None` if the tag is not cached, or nothing is held for it.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the record cannot be read or written.
+    pub fn decide_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        verdict: Verdict,
+    ) -> Result<Option<HeldManifest>, StoreError> {
+        let Some(record) = self.find_tag(name, tag, Access::Look)? else { return Ok(None) };
+        let Some(held) = record.held.clone() else { return Ok(None) };
+        let held = HeldManifest { verdict, ..held };
+        let checked = SystemTime::UNIX_EPOCH;
+        self.put_tag(name, tag, &TagRecord { checked, held: Some(held.clone()), ..record })?;
+        Ok(Some(held))
     }
 
     /// Removes a tag. Its manifest stays available by digest.

@@ -81,7 +81,7 @@ fn at(seconds: u64) -> SystemTime {
 
 fn record(digest: Digest, size: u64) -> TagRecord {
     let media_type = MediaType::parse(MediaType::OCI_MANIFEST).unwrap();
-    TagRecord { digest, media_type, size, fetched: at(1_000), checked: at(2_000), gone: None }
+    TagRecord::new(digest, media_type, size, at(1_000), at(2_000))
 }
 
 fn files_in_incoming(store: &Store) -> usize {

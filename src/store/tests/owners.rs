@@ -36,7 +36,7 @@ fn files_that_root_creates_belong_to_the_owner_of_the_cache() {
     let record = ManifestRecord { media_type: media_type.clone(), size: 2, fetched: now };
     store.put_manifest(&image, &manifest, &record).unwrap();
     let (fetched, checked) = (now, now);
-    let tag = TagRecord { digest: manifest, media_type, size: 2, fetched, checked, gone: None };
+    let tag = TagRecord::new(manifest, media_type, 2, fetched, checked);
     store.put_tag(&image, &"v1".parse().unwrap(), &tag).unwrap();
     let mut partial = begin(&store, &sha256(b"a layer"));
     partial.write(b"a la").unwrap();

@@ -106,6 +106,12 @@ pub struct ImageUsage {
     pub gone: Option<u64>,
     /// When a client last pulled it, to the minute.
     pub pulled: Option<u64>,
+    /// The manifest that upstream has instead, if the tag has moved there and that is not accepted here.
+    #[serde(default)]
+    pub held: Option<String>,
+    /// When upstream was first seen with it.
+    #[serde(default)]
+    pub held_since: Option<u64>,
 }
 
 /// A repository as of the last walk: the line before those of its images.
@@ -157,6 +163,8 @@ impl ImageUsage {
             fetched: to_seconds(image.fetched),
             checked: seconds(image.checked),
             gone: seconds(image.gone),
+            held: image.held.as_ref().map(|held| held.digest.to_string()),
+            held_since: seconds(image.held.as_ref().map(|held| held.since)),
             pulled: seconds(image.pulled),
         }
     }

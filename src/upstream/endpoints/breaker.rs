@@ -63,9 +63,10 @@ pub(super) enum Change {
 }
 
 /// The state of a breaker, for the status page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BreakerState {
     /// Requests are sent.
+    #[default]
     Closed,
     /// No requests are sent for this long.
     Open(Duration),

@@ -28,7 +28,7 @@ pub(super) struct Health {
 }
 
 /// The status of an endpoint.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct EndpointStatus {
     /// Scheme, host and port.
     pub url: String,

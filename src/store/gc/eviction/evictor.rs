@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Evictable, Evicted, EvictionIndex};
 use crate::store::Store;
+use crate::store::files::observer::StoreEvent;
 use crate::store::gc::{GRACE, PinSettings, Pins, PruneError, Sweep};
 
 /// An index is rebuilt after this long: other processes have removed images, and blobs have become old enough.
@@ -174,6 +175,9 @@ impl CachedIndex {
                     eviction.images += usize::from(is_image);
                     eviction.leftovers += usize::from(!is_image);
                     log_removal(&item);
+                    if let Evictable::Image(name, reference) = &item {
+                        sweep.store.observe(&StoreEvent::Evicted { name, reference });
+                    }
                 }
                 Evicted::Locked(locked) => return Err(PruneError::Locked(locked)),
                 Evicted::NotUploaded => self.not_uploaded += 1,

@@ -60,14 +60,8 @@ impl World {
         if !is_recorded && !self.model.is_present(item) {
             return Ok(());
         }
-        let is = TagRecord {
-            digest: item.digest,
-            media_type: item.media_type.clone(),
-            size: item.size(),
-            fetched: at(1_000),
-            checked: at(2_000),
-            gone: None,
-        };
+        let is =
+            TagRecord::new(item.digest, item.media_type.clone(), item.size(), at(1_000), at(2_000));
         self.store(by).put_tag(&of.name(), &tag.tag(), &is).map_err(Failed::of)?;
         self.model.tags.insert((of, tag), Some(item));
         self.model.records.insert((of, item), State::Sound);

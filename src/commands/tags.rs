@@ -1,0 +1,147 @@
+//! `larder tags`: tags that have moved, and decisions about moves that are held (`tags[].hold`). Works on the directory, also
+//! while servers run.
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::selection::Selected;
+use super::table::{self, short};
+use super::{CommandError, existing_store, printed, say};
+use crate::cli::{self, TagsAction, TagsList};
+use crate::config::Settings;
+use crate::oci::{ImageName, PartReference, Reference, Tag, TagRecord, Verdict};
+use crate::prune::timestamp;
+use crate::store::{Access, Store};
+use crate::units::ago;
+
+/// Lists tags, or decides about them.
+///
+/// # Errors
+/// [`CommandError`] for an invalid command line, for I/O errors, and if nothing is held for a tag.
+pub(super) fn tags(settings: &Settings, command: &cli::Tags) -> Result<(), CommandError> {
+    match &command.action {
+        None => list(settings, &TagsList::default()),
+        Some(TagsAction::List(command)) => list(settings, command),
+        Some(TagsAction::Accept(command)) => decide(settings, &command.images, Verdict::Accepted),
+        Some(TagsAction::Reject(command)) => decide(settings, &command.images, Verdict::Rejected),
+    }
+}
+
+/// A tag that has moved.
+struct Moved {
+    name: ImageName,
+    tag: Tag,
+    record: TagRecord,
+}
+
+fn list(settings: &Settings, command: &TagsList) -> Result<(), CommandError> {
+    let selected = Selected::parse(settings, &command.images, None)?;
+    let store = existing_store(&settings.store)?;
+    let mut moved = moved(&store, &selected)?;
+    moved.retain(|each| each.record.held.is_some() || !command.held);
+    let out = &mut io::stdout().lock();
+    if command.json {
+        let documents: Vec<Value> = moved.iter().map(document).collect();
+        return printed(writeln!(out, "{:#}", Value::from(documents)));
+    }
+    if moved.is_empty() {
+        let which =
+            if command.held { "no move of a tag is held" } else { "no cached tag has moved" };
+        return printed(writeln!(out, "{which}"));
+    }
+    let now = SystemTime::now();
+    let mut lines =
+        vec![["IMAGE", "SERVED", "BEFORE", "MOVED", "HELD", "SINCE", "STATE"].map(str::to_owned)];
+    lines.extend(moved.iter().map(|each| row(each, now)));
+    printed(table::print(out, &lines))
+}
+
+/// The tags that refer to another manifest than before, or would do so without `hold`.
+fn moved(store: &Store, selected: &Selected) -> Result<Vec<Moved>, CommandError> {
+    let mut moved = Vec::new();
+    for image in selected.images(store)? {
+        let Reference::Tag(tag) = image.reference else { continue };
+        if let Some(record) = store.find_tag(&image.name, &tag, Access::Look)?
+            && (record.held.is_some() || !record.previous.is_empty())
+        {
+            moved.push(Moved { name: image.name, tag, record });
+        }
+    }
+    Ok(moved)
+}
+
+fn row(moved: &Moved, now: SystemTime) -> [String; 7] {
+    let Moved { name, tag, record } = moved;
+    let none = || "-".to_owned();
+    let before = record.previous.first();
+    let held = record.held.as_ref();
+    [
+        format!("{name}:{tag}"),
+        short(&record.digest.hex()),
+        before.map_or_else(none, |before| short(&before.digest.hex())),
+        before.map_or_else(none, |_| ago(record.fetched, now)),
+        held.map_or_else(none, |held| short(&held.digest.hex())),
+        held.map_or_else(none, |held| ago(held.since, now)),
+        held.map_or_else(none, |held| held.verdict.as_str().to_owned()),
+    ]
+}
+
+fn document(moved: &Moved) -> Value {
+    let Moved { name, tag, record } = moved;
+    let previous = record.previous.iter().map(|previous| {
+        json!({ "digest": previous.digest.to_string(), "fetched": timestamp(previous.fetched) })
+    });
+    let held = record.held.as_ref().map(|held| {
+        json!({
+            "digest": held.digest.to_string(),
+            "since": timestamp(held.since),
+            "verdict": held.verdict.as_str(),
+        })
+    });
+    json!({
+        "image": format!("{name}:{tag}"),
+        "digest": record.digest.to_string(),
+        "fetched": timestamp(record.fetched),
+        "previous": previous.collect::<Vec<_>>(),
+        "held": held,
+    })
+}
+
+fn decide(settings: &Settings, images: &[String], verdict: Verdict) -> Result<(), CommandError> {
+    let action = if verdict == Verdict::Accepted { "accept" } else { "reject" };
+    if images.is_empty() {
+        let text = format!(
+            "tags {action}: name the images; larder tags list --held prints those that are held"
+        );
+        return Err(CommandError::Usage(text));
+    }
+    // All of them are parsed before anything is changed.
+    let parse = |text: &String| {
+        let parsed = PartReference::parse(&settings.naming.expand(text));
+        let parsed = parsed.map_err(|error| CommandError::Usage(format!("{text}: {error}")))?;
+        match parsed.or_latest() {
+            (name, Reference::Tag(tag)) => Ok((name, tag)),
+            (_, Reference::Digest(_)) => {
+                Err(CommandError::Usage(format!("{text}: a digest does not move; name a tag")))
+            }
+        }
+    };
+    let images = images.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    let store = existing_store(&settings.store)?;
+    let mut unmatched = Vec::new();
+    for (name, tag) in images {
+        match store.decide_tag(&name, &tag, verdict)? {
+            Some(held) => say(&format!("{name}:{tag}: {} {}", verdict.as_str(), held.digest)),
+            None => unmatched.push(format!("{name}:{tag}")),
+        }
+    }
+    match unmatched.is_empty() {
+        true => Ok(()),
+        false => Err(CommandError::Running(format!(
+            "nothing is held for {}; larder tags list --held prints what is held",
+            unmatched.join(", ")
+        ))),
+    }
+}
