@@ -1,6 +1,7 @@
 //! How long tags are fresh: `tagTtl`, `tags`, and the keys next to them.
 
-use super::file::{File, OnDelete};
+use super::ConfigError;
+use super::file::{File, OnDelete, RegistryEntry};
 use super::keys::{Comparison, Section, Unset, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
@@ -23,31 +24,40 @@ section! {
 }
 
 /// The freshness policy of a file.
-pub(super) fn policy(file: &File) -> FreshnessPolicy {
-    let of_registry = file.registries.iter();
-    let of_registry =
-        of_registry.map(|entry| (entry.name.0.clone(), rules(&entry.tags, entry.tag_ttl.as_ref())));
-    FreshnessPolicy {
+///
+/// # Errors
+/// [`ConfigError::Value`] for a rule that sets nothing.
+pub(super) fn policy(file: &File) -> Result<FreshnessPolicy, ConfigError> {
+    let of_registry = |entry: &RegistryEntry| {
+        Ok((entry.name.0.clone(), rules(&entry.tags, entry.tag_ttl.as_ref())?))
+    };
+    Ok(FreshnessPolicy {
         own: None,
         always_pull_latest: file.always_pull_latest,
-        by_upstream: of_registry.collect(),
-        rules: rules(&file.tags, Some(&file.tag_ttl)),
+        by_upstream: file.registries.iter().map(of_registry).collect::<Result<_, _>>()?,
+        rules: rules(&file.tags, Some(&file.tag_ttl))?,
         stale_while_revalidate: file.stale_while_revalidate.0.0,
         on_upstream_delete: match file.on_upstream_delete {
             OnDelete::Keep => OnUpstreamDelete::Keep,
             OnDelete::Drop => OnUpstreamDelete::Drop,
         },
-    }
+    })
 }
 
-fn rule(entry: &TagRuleEntry) -> TagRule {
-    TagRule {
-        pattern: entry.pattern.0.clone(),
-        ttl: entry.tag_ttl.as_ref().map(|ttl| ttl.0.0),
-        hold: entry.hold.as_ref().map(|hold| hold.0.0),
-    }
+fn rules(
+    tags: &[TagRuleEntry],
+    otherwise: Option<&Text<TtlText>>,
+) -> Result<TagRules, ConfigError> {
+    let patterns = tags.iter().map(rule).collect::<Result<_, _>>()?;
+    Ok(TagRules { patterns, otherwise: otherwise.map(|ttl| ttl.0.0) })
 }
 
-fn rules(tags: &[TagRuleEntry], otherwise: Option<&Text<TtlText>>) -> TagRules {
-    TagRules { patterns: tags.iter().map(rule).collect(), otherwise: otherwise.map(|ttl| ttl.0.0) }
+fn rule(entry: &TagRuleEntry) -> Result<TagRule, ConfigError> {
+    let pattern = entry.pattern.0.clone();
+    if entry.tag_ttl.is_none() && entry.hold.is_none() {
+        let reason = format!("the rule for {pattern} needs tagTtl or hold");
+        return Err(ConfigError::Value { key: "tags", reason });
+    }
+    let (ttl, hold) = (entry.tag_ttl.as_ref(), entry.hold.as_ref());
+    Ok(TagRule { pattern, ttl: ttl.map(|ttl| ttl.0.0), hold: hold.map(|hold| hold.0.0) })
 }

@@ -270,7 +270,7 @@ fn bucket(entry: &ObjectStoreEntry) -> Result<(ObjectStoreSettings, TierSettings
 fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
     let limited = file.registries.iter().filter_map(|entry| Some((entry, entry.max_downloads?)));
     let mut settings = cache::Settings {
-        freshness: freshness::policy(file),
+        freshness: freshness::policy(file)?,
         revalidate_timeout: file.revalidate_timeout.0.0,
         negative_ttl: file.negative_ttl.0.0,
         prefetch: prefetch(file)?,

@@ -105,11 +105,11 @@ mod tests {
             assert_eq!(parsed.to_string(), pattern);
         }
         for (text, words) in [
-            ("", "name"),
+            ("", "repository"),
             ("alpine:3", "without tags"),
             ("quay.io/org/app:v1", "without tags"),
             ("/(/", "pattern"),
-            ("quay.io/ORG", "lower"),
+            ("quay.io/ORG", "lower-case"),
         ] {
             let error = text.parse::<NamePattern>().unwrap_err();
             assert!(error.contains(words), "{text}: {error}");
