@@ -38,6 +38,29 @@ moving_is "$HELLO_V2_DIGEST"
 move_tag moving "$HELLO_DIGEST"
 moving_is "$HELLO_DIGEST"
 
+step "hold: a tag that moves is held until it is accepted, and skopeo sees the previous manifest"
+larder_stop
+larder_config "127.0.0.1:$REGISTRY_PORT"
+printf "tags: [{pattern: moving, hold: 72h}]\n" >>"$CASE_DIR/larder.yaml"
+larder_start
+move_tag moving "$HELLO_V2_DIGEST"
+moving_is "$HELLO_DIGEST"
+matches "Warning" '^199' "$(header Warning)"
+served_is() { # DIGEST
+  get "$LARDER_URL/v2/$ALIAS/demo/hello/manifests/moving"
+  [[ $(header Docker-Content-Digest) == "$1" ]]
+}
+larder() { "$E2E_LARDER" --config-file "$CASE_DIR/larder.yaml" --image-path "$LARDER_CACHE" "$@"; }
+matches "larder tags list --held" "demo/hello:moving .* waiting" "$(larder tags list --held)"
+equal "the digest that skopeo sees" "$HELLO_DIGEST" \
+  "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://127.0.0.1:$LARDER_PORT/$ALIAS/demo/hello:moving")"
+larder tags accept "$ALIAS/demo/hello:moving"
+wait_until 5 "the accepted manifest" served_is "$HELLO_V2_DIGEST"
+move_tag moving "$HELLO_DIGEST"
+moving_is "$HELLO_V2_DIGEST"
+larder tags accept "$ALIAS/demo/hello:moving"
+wait_until 5 "the accepted manifest" served_is "$HELLO_DIGEST"
+
 step "the upstream deletes the manifest: the cached one is served"
 curl -fsS --max-time 10 -X DELETE "$UPSTREAM_MANIFESTS/$HELLO_DIGEST"
 get "$UPSTREAM_MANIFESTS/moving" -H "Accept: $TYPE"
