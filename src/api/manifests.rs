@@ -154,5 +154,10 @@ fn reply(
     let full = Reply::new(200, body(&answer));
     let reply = describe(full, request, answer.digest(), answer.media_type());
     let reply = of_tag(call, reply, reference, answer.digest(), answer.checked);
+    let reply = match answer.is_vetted {
+        // A Larder that asks this one need not hold the move again.
+        true => reply.header("Larder-Hold", "passed"),
+        false => reply,
+    };
     call.finish(reply, answer.how, answer.why, Storage::Stored)
 }

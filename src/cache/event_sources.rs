@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use super::core::Core;
 use super::{Clock, lock};
@@ -44,19 +44,31 @@ fn of_store(event: &StoreEvent<'_>) -> Event {
     }
 }
 
+/// How often the registries are compared.
+const COMPARED_EVERY: Duration = Duration::from_secs(2);
+
 /// The listed registries that are down, since when.
 #[derive(Default)]
-pub(super) struct RegistryWatch(Mutex<HashMap<Upstream, SystemTime>>);
+pub(super) struct RegistryWatch {
+    down: Mutex<HashMap<Upstream, SystemTime>>,
+    /// When they were last compared. Locked for that.
+    compared: Mutex<Option<Instant>>,
+}
 
 impl RegistryWatch {
     /// Records the changes since the last call.
     pub(super) fn tick(&self, core: &Core) {
+        let mut compared = lock(&self.compared);
+        if compared.is_some_and(|compared| compared.elapsed() < COMPARED_EVERY) {
+            return;
+        }
+        *compared = Some(Instant::now());
         let is_listed = |status: &UpstreamStatus| {
             core.sources.standing(&status.upstream).is_ok_and(|is| is == Standing::Listed)
         };
         let statuses: Vec<_> = core.sources.statuses().into_iter().filter(is_listed).collect();
         let now = core.now();
-        for event in changes(&mut lock(&self.0), &statuses, now) {
+        for event in changes(&mut lock(&self.down), &statuses, now) {
             core.events.record(now, event);
         }
     }
@@ -93,8 +105,6 @@ fn changes(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::upstream::EndpointStatus;
 

@@ -45,6 +45,9 @@ pub struct TagsAccept {
     /// images with a tag
     #[argh(positional)]
     pub images: Vec<String>,
+    /// accept only this manifest: the tag may have moved again since it was listed
+    #[argh(option)]
+    pub digest: Option<String>,
 }
 
 /// Never accept what the registry has now. If the tag moves again, that move is held as usual.
@@ -54,4 +57,7 @@ pub struct TagsReject {
     /// images with a tag
     #[argh(positional)]
     pub images: Vec<String>,
+    /// reject only this manifest: the tag may have moved again since it was listed
+    #[argh(option)]
+    pub digest: Option<String>,
 }

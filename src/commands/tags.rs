@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 
 use super::selection::Selected;
 use super::table::{self, short};
-use super::{CommandError, existing_store, printed, say};
+use super::{CommandError, existing_store, parsed, printed, say};
 use crate::cli::{self, TagsAction, TagsList};
 use crate::config::Settings;
-use crate::oci::{ImageName, PartReference, Reference, Tag, TagRecord, Verdict};
+use crate::oci::{Decision, Digest, ImageName, PartReference, Reference, Tag, TagRecord};
 use crate::prune::timestamp;
 use crate::store::{Access, Store};
 use crate::units::ago;
@@ -24,8 +24,12 @@ pub(super) fn tags(settings: &Settings, command: &cli::Tags) -> Result<(), Comma
     match &command.action {
         None => list(settings, &TagsList::default()),
         Some(TagsAction::List(command)) => list(settings, command),
-        Some(TagsAction::Accept(command)) => decide(settings, &command.images, Verdict::Accepted),
-        Some(TagsAction::Reject(command)) => decide(settings, &command.images, Verdict::Rejected),
+        Some(TagsAction::Accept(command)) => {
+            decide(settings, &command.images, command.digest.as_deref(), Decision::Accepted)
+        }
+        Some(TagsAction::Reject(command)) => {
+            decide(settings, &command.images, command.digest.as_deref(), Decision::Rejected)
+        }
     }
 }
 
@@ -84,7 +88,7 @@ fn row(moved: &Moved, now: SystemTime) -> [String; 7] {
         before.map_or_else(none, |_| ago(record.fetched, now)),
         held.map_or_else(none, |held| short(&held.digest.hex())),
         held.map_or_else(none, |held| ago(held.since, now)),
-        held.map_or_else(none, |held| held.verdict.as_str().to_owned()),
+        held.map_or_else(none, |held| held.decision.as_str().to_owned()),
     ]
 }
 
@@ -97,7 +101,7 @@ fn document(moved: &Moved) -> Value {
         json!({
             "digest": held.digest.to_string(),
             "since": timestamp(held.since),
-            "verdict": held.verdict.as_str(),
+            "decision": held.decision.as_str(),
         })
     });
     json!({
@@ -109,8 +113,14 @@ fn document(moved: &Moved) -> Value {
     })
 }
 
-fn decide(settings: &Settings, images: &[String], verdict: Verdict) -> Result<(), CommandError> {
-    let action = if verdict == Verdict::Accepted { "accept" } else { "reject" };
+fn decide(
+    settings: &Settings,
+    images: &[String],
+    digest: Option<&str>,
+    decision: Decision,
+) -> Result<(), CommandError> {
+    let digest: Option<Digest> = parsed("--digest", digest)?;
+    let action = if decision == Decision::Accepted { "accept" } else { "reject" };
     if images.is_empty() {
         let text = format!(
             "tags {action}: name the images; larder tags list --held prints those that are held"
@@ -132,8 +142,8 @@ fn decide(settings: &Settings, images: &[String], verdict: Verdict) -> Result<()
     let store = existing_store(&settings.store)?;
     let mut unmatched = Vec::new();
     for (name, tag) in images {
-        match store.decide_tag(&name, &tag, verdict)? {
-            Some(held) => say(&format!("{name}:{tag}: {} {}", verdict.as_str(), held.digest)),
+        match store.decide_tag(&name, &tag, digest.as_ref(), decision)? {
+            Some(held) => say(&format!("{name}:{tag}: {} {}", decision.as_str(), held.digest)),
             None => unmatched.push(format!("{name}:{tag}")),
         }
     }

@@ -3,13 +3,12 @@
 //! # Order and loss
 //! Events are delivered in order. One that the webhook refuses (4xx) is dropped at once, since repeating cannot help; one that
 //! fails otherwise is tried for [`GIVEN_UP_AFTER`], during which later ones wait in a bounded queue. What waits when the
-//! process ends is lost. A webhook may receive an event twice, if the connection fails after it was received; the `id` is
+//! process ends is lost: the end waits for an attempt that is under way, for [`LAST_ATTEMPT`] at most. A webhook may receive an event twice, if the connection fails after it was received; the `id` is
 //! the same.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::thread;
 use std::time::Duration;
 
 use super::{EventType, Events, RecordedEvent};
@@ -42,10 +41,14 @@ pub trait Post: Send {
     fn post(&self, event: &RecordedEvent) -> Result<(), PostError>;
 }
 
-/// The thread that delivers events. Dropping it ends the thread, after an attempt that is under way.
+/// How long the end of the process waits for an attempt that is under way. The webhook may not respond at all.
+const LAST_ATTEMPT: Duration = Duration::from_secs(2);
+
+/// The thread that delivers events. Dropping it ends the thread.
 pub struct Delivery {
     stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
 }
 
 impl Delivery {
@@ -58,50 +61,47 @@ impl Delivery {
         types: Vec<EventType>,
         post: Box<dyn Post>,
     ) -> std::io::Result<Delivery> {
-        let (stop, stopped) = channel();
-        let (received, events) = (events.subscribe(), Arc::clone(events));
+        let ((stop, stopped), (end, ended)) = (channel(), channel());
+        let (received, events) = (events.subscribe(types), Arc::clone(events));
         let work = move || {
+            let _end: Sender<()> = end;
             let mut rest = |wait| match stopped.recv_timeout(wait) {
                 Err(RecvTimeoutError::Timeout) => true,
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => false,
             };
-            run(&received, &events, &types, &*post, &mut rest);
+            run(&received, &events, &*post, &mut rest);
         };
-        let thread = thread::Builder::new().name("webhook".into()).spawn(work)?;
-        Ok(Delivery { stop: Some(stop), thread: Some(thread) })
+        thread::Builder::new().name("webhook".into()).spawn(work)?;
+        Ok(Delivery { stop: Some(stop), ended })
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
         self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic was logged by the runtime.
-            let _ = thread.join();
-        }
+        // Nothing is sent: either the thread ends, or the time is over.
+        let _ = self.ended.recv_timeout(LAST_ATTEMPT);
     }
 }
 
-/// How often the thread checks whether it should end.
+/// How often the thread checks whether there are events.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Delivers events until `rest` returns `false`.
 fn run(
     received: &Receiver<RecordedEvent>,
     events: &Events,
-    types: &[EventType],
     post: &dyn Post,
     rest: &mut dyn FnMut(Duration) -> bool,
 ) {
     loop {
-        match received.try_recv() {
-            Ok(event) if !types.contains(&event.event.is) => {}
-            Ok(event) => {
-                if !deliver(&event, events, post, rest) {
-                    return;
-                }
-            }
-            Err(_) if !rest(CHECK_INTERVAL) => return,
-            Err(_) => {}
+        let wait = match received.try_recv() {
+            Ok(event) if deliver(&event, events, post, rest) => Duration::ZERO,
+            Ok(_) | Err(TryRecvError::Disconnected) => return,
+            Err(TryRecvError::Empty) => CHECK_INTERVAL,
+        };
+        if !rest(wait) {
+            return;
         }
     }
 }
@@ -170,20 +170,19 @@ mod tests {
     /// Delivers two events, and returns what the webhook received, the waits, and how many were dropped.
     fn delivered(answers: Vec<Result<(), PostError>>) -> (Vec<String>, Vec<u64>, u64) {
         let (events, script) = (Events::default(), scripted(answers));
-        let received = events.subscribe();
+        let received = events.subscribe(vec![EventType::Damaged]);
         for subject in ["one", "two"] {
             events.record(SystemTime::UNIX_EPOCH, Event::new(EventType::Damaged, subject));
         }
         events.record(SystemTime::UNIX_EPOCH, Event::new(EventType::TagMoved, "not wanted"));
         let mut waits = Vec::new();
         let mut rest = |wait: Duration| {
-            let is_idle = wait == CHECK_INTERVAL;
-            if !is_idle {
+            if wait >= WAITS[0] {
                 waits.push(wait.as_secs());
             }
-            !is_idle
+            wait != CHECK_INTERVAL
         };
-        run(&received, &events, &[EventType::Damaged], &script, &mut rest);
+        run(&received, &events, &script, &mut rest);
         let got = script.received.lock().unwrap().clone();
         (got, waits, events.dropped())
     }
@@ -209,5 +208,16 @@ mod tests {
         assert_eq!(waits.iter().sum::<u64>(), 3381, "{waits:?}");
         assert_eq!(dropped, 1);
         assert_eq!(got.iter().filter(|subject| *subject == "two").count(), 1);
+    }
+
+    #[test]
+    fn end_of_the_process_delivers_no_further_event() {
+        let (events, script) = (Events::default(), scripted(vec![]));
+        let received = events.subscribe(vec![EventType::Damaged]);
+        for subject in ["one", "two"] {
+            events.record(SystemTime::UNIX_EPOCH, Event::new(EventType::Damaged, subject));
+        }
+        run(&received, &events, &script, &mut |_| false);
+        assert_eq!(*script.received.lock().unwrap(), ["one"]);
     }
 }

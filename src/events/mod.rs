@@ -1,7 +1,7 @@
 //! Events that operators want to hear about: kept in memory for the page, and delivered to a webhook.
 //!
-//! The same event is recorded once within [`REPEATED_AFTER`]: a damaged file or a flapping registry would displace all
-//! others. Whoever records an event also logs it, with the words for that place.
+//! The same event is recorded once within [`REPEATED_AFTER`], and each type has its own share of the memory: many
+//! evictions, or images that a stranger moves, displace no event of another type.
 //!
 //! This module must not know who records events, and how they are sent.
 
@@ -16,8 +16,8 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// How many events are kept in memory: some hours of a bad day, in about 50 KB.
-const KEPT: usize = 256;
+/// How many events of each type are kept in memory. All together take at most 2 MB, and usually 100 KB.
+const KEPT_OF_A_TYPE: usize = 64;
 /// How many events wait for their delivery while the webhook does not respond.
 const QUEUE: usize = 1024;
 /// An event is not recorded again within this time.
@@ -128,13 +128,13 @@ pub struct RecordedEvent {
 pub struct Events {
     /// The latest last. Locked to add one or to copy them.
     recent: Mutex<Recent>,
-    /// Where events are delivered. Locked to send without blocking.
-    queue: Mutex<Option<SyncSender<RecordedEvent>>>,
     dropped: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Recent {
+    /// Where events of some types are delivered. Sending does not block.
+    delivery: Option<(Vec<EventType>, SyncSender<RecordedEvent>)>,
     events: VecDeque<RecordedEvent>,
     recorded: u64,
     by_type: [u64; TYPES.len()],
@@ -143,28 +143,29 @@ struct Recent {
 impl Events {
     /// Records an event. Never blocks for longer than it takes to copy the recent ones.
     pub fn record(&self, now: SystemTime, event: Event) {
-        let recorded = {
-            let mut recent = self.recent();
-            let is_repeated = |earlier: &RecordedEvent| {
-                earlier.event == event
-                    && now.duration_since(earlier.time).is_ok_and(|age| age < REPEATED_AFTER)
-            };
-            if recent.events.iter().any(is_repeated) {
-                return;
-            }
-            recent.recorded += 1;
-            if let Some(at) = TYPES.iter().position(|(each, _)| *each == event.is) {
-                recent.by_type[at] += 1;
-            }
-            let recorded = RecordedEvent { number: recent.recorded, time: now, event };
-            if recent.events.len() == KEPT {
-                recent.events.pop_front();
-            }
-            recent.events.push_back(recorded.clone());
-            recorded
+        let mut recent = self.recent();
+        let is_repeated = |earlier: &RecordedEvent| {
+            earlier.event == event
+                && now.duration_since(earlier.time).is_ok_and(|age| age < REPEATED_AFTER)
         };
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(queue) = &*queue
+        if recent.events.iter().any(is_repeated) {
+            return;
+        }
+        recent.recorded += 1;
+        if let Some(at) = TYPES.iter().position(|(each, _)| *each == event.is) {
+            recent.by_type[at] += 1;
+        }
+        let recorded = RecordedEvent { number: recent.recorded, time: now, event };
+        let is_same_type = |earlier: &RecordedEvent| earlier.event.is == recorded.event.is;
+        if recent.events.iter().filter(|each| is_same_type(each)).count() == KEPT_OF_A_TYPE
+            && let Some(oldest) = recent.events.iter().position(is_same_type)
+        {
+            recent.events.remove(oldest);
+        }
+        recent.events.push_back(recorded.clone());
+        // Under the lock, so that events are delivered in the order of their numbers.
+        if let Some((types, queue)) = &recent.delivery
+            && types.contains(&recorded.event.is)
             && let Err(TrySendError::Full(_)) = queue.try_send(recorded)
         {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -187,10 +188,10 @@ impl Events {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// The events from now on, for delivery. A second call ends the first one's.
-    pub fn subscribe(&self) -> Receiver<RecordedEvent> {
+    /// The events of these types from now on, for delivery. A second call ends the first one's.
+    pub fn subscribe(&self, types: Vec<EventType>) -> Receiver<RecordedEvent> {
         let (sender, receiver) = sync_channel(QUEUE);
-        *self.queue.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        self.recent().delivery = Some((types, sender));
         receiver
     }
 
@@ -218,15 +219,21 @@ mod tests {
     }
 
     #[test]
-    fn recent_events_are_bounded_and_the_latest_comes_first() {
+    fn recent_events_are_bounded_for_each_type_and_the_latest_comes_first() {
         let events = Events::default();
-        for number in 0..KEPT + 10 {
+        events.record(at(0), Event::new(EventType::TagHeld, "an image"));
+        for number in 0..KEPT_OF_A_TYPE + 10 {
             events.record(at(1), damaged(number));
         }
         let recent = events.recent_events();
-        assert_eq!(recent.len(), KEPT);
-        assert_eq!(recent[0].event, damaged(KEPT + 9));
-        assert_eq!(recent[0].number, KEPT as u64 + 10);
+        assert_eq!(recent.len(), KEPT_OF_A_TYPE + 1);
+        assert_eq!(recent[0].event, damaged(KEPT_OF_A_TYPE + 9));
+        assert_eq!(recent[0].number, KEPT_OF_A_TYPE as u64 + 11);
+        assert_eq!(
+            recent[KEPT_OF_A_TYPE].event.is,
+            EventType::TagHeld,
+            "other types displace none"
+        );
         let long =
             Event::new(EventType::Damaged, "x".repeat(10_000)).with("reason", "y".repeat(10_000));
         assert_eq!(long.subject.len() + long.details[0].1.len(), 2 * TEXT_CHARS_MAX);
@@ -245,11 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn full_queue_drops_events_and_does_not_block() {
+    fn full_queue_drops_events_of_the_wanted_types_and_does_not_block() {
         let events = Events::default();
-        let received = events.subscribe();
+        let received = events.subscribe(vec![EventType::Damaged]);
         for number in 0..QUEUE + 3 {
             events.record(at(1), damaged(number));
+            events.record(at(1), Event::new(EventType::ImageEvicted, number));
         }
         assert_eq!((events.dropped(), received.try_iter().count()), (3, QUEUE));
     }

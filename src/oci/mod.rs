@@ -38,8 +38,8 @@ pub use pattern::{Pattern, PatternError};
 pub use platform::{Platform, PlatformError, Platforms};
 pub use quoted::{QUOTED_CHARS_MAX, json_reason, quoted, quoted_up_to};
 pub use record::{
-    BLOBS, HeldManifest, MANIFESTS, ManifestRecord, PreviousManifest, REFS, Record, StoredPath,
-    TAGS, TagRecord, Verdict, blob_path, from_seconds, manifest_path, repository_path, tag_path,
+    BLOBS, Decision, HeldManifest, MANIFESTS, ManifestRecord, PreviousManifest, REFS, Record,
+    StoredPath, TAGS, TagRecord, blob_path, from_seconds, manifest_path, repository_path, tag_path,
     to_seconds,
 };
 pub use tag_list::{TagPage, TagQuery};

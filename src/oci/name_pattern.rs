@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::name::ImageName;
+use super::name::{ImageName, Upstream};
 use super::part_reference::PartReference;
 use super::pattern::Pattern;
 use super::quoted::quoted;
@@ -19,8 +19,9 @@ pub struct NamePattern {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Subject {
-    Registry(Pattern),
-    Name(Pattern),
+    Registry(Upstream),
+    Registries(Pattern),
+    Names(Pattern),
     Exact(ImageName),
 }
 
@@ -28,8 +29,15 @@ impl NamePattern {
     /// Whether the pattern selects a repository.
     pub fn covers(&self, name: &ImageName) -> bool {
         match &self.subject {
-            Subject::Registry(pattern) => pattern.matches(name.upstream.as_str()),
-            Subject::Name(pattern) => pattern.matches(&name.to_string()),
+            Subject::Registry(registry) => *registry == name.upstream,
+            Subject::Registries(pattern) => pattern.matches(name.upstream.as_str()),
+            Subject::Names(pattern) => {
+                let text = name.to_string();
+                // As in a pull: `docker.io/alpine` is `docker.io/library/alpine`.
+                let short = text.strip_prefix("docker.io/library/");
+                pattern.matches(&text)
+                    || short.is_some_and(|rest| pattern.matches(&format!("docker.io/{rest}")))
+            }
             Subject::Exact(exact) => exact == name,
         }
     }
@@ -45,26 +53,57 @@ impl FromStr for NamePattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<NamePattern, String> {
-        let pattern =
-            || text.parse::<Pattern>().map_err(|error| format!("{}: {error}", quoted(text)));
-        let has_wildcards = text.contains(['*', '?']);
+        let refused = |reason: &dyn fmt::Display| Err(format!("{}: {reason}", quoted(text)));
+        let pattern = |text: &str| {
+            text.parse::<Pattern>().map_err(|error| format!("{}: {error}", quoted(text)))
+        };
+        let has_wildcards = |text: &str| text.contains(['*', '?']);
         let subject = if text.starts_with('/') {
-            Subject::Name(pattern()?)
-        } else if !text.contains('/') && (has_wildcards || is_registry(text)) {
-            Subject::Registry(pattern()?)
-        } else if has_wildcards {
-            Subject::Name(pattern()?)
-        } else {
+            if text.len() < 2 || !text.ends_with('/') {
+                return refused(&"a regular expression ends with a slash as well");
+            }
+            Subject::Names(pattern(text)?)
+        } else if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return refused(&"names are in lower case");
+        } else if !has_wildcards(text) {
             match PartReference::parse(text) {
+                _ if !text.contains('/') && is_registry(text) => match text.parse() {
+                    Ok(registry) => Subject::Registry(registry),
+                    Err(error) => return refused(&error),
+                },
                 Ok(PartReference { name, reference: None }) => Subject::Exact(name),
                 Ok(_) => {
-                    return Err(format!(
-                        "{}: rules are for repositories, without tags and digests; {} is all of a registry",
-                        quoted(text),
-                        quoted(&format!("{text}/*"))
+                    let all = quoted(&format!("{text}/*"));
+                    return refused(&format!(
+                        "rules are for repositories, without tags and digests; all of a registry is {all}"
                     ));
                 }
-                Err(error) => return Err(format!("{}: {error}", quoted(text))),
+                Err(error) => return refused(&error),
+            }
+        } else {
+            let (first, rest) = text.split_once('/').unwrap_or((text, ""));
+            match (has_wildcards(first), rest) {
+                (true, "") if first == "*" || first.contains('.') => {
+                    Subject::Registries(pattern(first)?)
+                }
+                (true, "") => {
+                    return refused(&format!(
+                        "give the registry as well, such as docker.io/{text}; registries have a dot, such as *.example.com"
+                    ));
+                }
+                (true, _) => Subject::Names(pattern(text)?),
+                // The name in which the registry appears after it was resolved.
+                (false, _) if is_registry(first) || first.contains(':') => {
+                    match first.parse::<Upstream>() {
+                        Ok(registry) => Subject::Names(pattern(&format!("{registry}/{rest}"))?),
+                        Err(error) => return refused(&error),
+                    }
+                }
+                (false, _) => {
+                    return refused(&format!(
+                        "give the registry as well, such as docker.io/{text}"
+                    ));
+                }
             }
         };
         Ok(NamePattern { text: text.to_owned(), subject })
@@ -83,6 +122,14 @@ mod tests {
     #[test]
     fn patterns_select_registries_or_repositories() {
         for (pattern, image, expected) in [
+            ("index.docker.io", "docker.io/library/alpine", true),
+            ("registry-1.docker.io/library/*", "docker.io/library/alpine", true),
+            ("quay.io:443", "quay.io/org/app", true),
+            ("quay.io:443/org/*", "quay.io/org/app", true),
+            ("docker.io/alpine*", "docker.io/library/alpine-git", true),
+            ("docker.io/*", "docker.io/org/app", true),
+            ("docker.io/bitnami/*", "docker.io/bitnami/redis", true),
+            ("registry:5000/*", "registry:5000/app", true),
             ("quay.io", "quay.io/org/app", true),
             ("quay.io", "ghcr.io/org/app", false),
             ("quay.io", "ghcr.io/quay.io/app", false),
@@ -109,7 +156,13 @@ mod tests {
             ("alpine:3", "without tags"),
             ("quay.io/org/app:v1", "without tags"),
             ("/(/", "pattern"),
-            ("quay.io/ORG", "lower-case"),
+            ("quay.io/ORG", "lower case"),
+            ("Quay.io", "lower case"),
+            ("bitnami/*", "docker.io/bitnami/*"),
+            ("alpine*", "docker.io/alpine*"),
+            ("/^ghcr", "ends with a slash"),
+            ("/", "ends with a slash"),
+            ("registry:5000", "registry:5000/*"),
         ] {
             let error = text.parse::<NamePattern>().unwrap_err();
             assert!(error.contains(words), "{text}: {error}");

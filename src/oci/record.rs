@@ -95,6 +95,8 @@ pub struct TagRecord {
     pub previous: Vec<PreviousManifest>,
     /// What upstream has now, if the tag has moved there and that is not accepted here.
     pub held: Option<HeldManifest>,
+    /// The manifests that an operator has rejected for it, the latest first; at most [`PREVIOUS_MAX`].
+    pub rejected: Vec<Digest>,
 }
 
 /// How many former manifests of a tag are recorded. A tag that moves daily then shows more than a week.
@@ -117,13 +119,12 @@ pub struct HeldManifest {
     /// When upstream was first seen with it.
     pub since: SystemTime,
     /// What an operator has decided.
-    pub verdict: Verdict,
+    pub decision: Decision,
 }
 
 /// What an operator has decided about a tag that has moved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Verdict {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Decision {
     /// Nothing: it is accepted when it has been observed for long enough.
     #[default]
     Waiting,
@@ -133,13 +134,13 @@ pub enum Verdict {
     Rejected,
 }
 
-impl Verdict {
+impl Decision {
     /// The word for people and for JSON.
     pub fn as_str(self) -> &'static str {
         match self {
-            Verdict::Waiting => "waiting",
-            Verdict::Accepted => "accepted",
-            Verdict::Rejected => "rejected",
+            Decision::Waiting => "waiting",
+            Decision::Accepted => "accepted",
+            Decision::Rejected => "rejected",
         }
     }
 }
@@ -187,6 +188,8 @@ pub struct TagWire {
     previous: Vec<PreviousWire>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held: Option<HeldWire>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    rejected: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -200,7 +203,7 @@ struct HeldWire {
     digest: String,
     since: u64,
     #[serde(default)]
-    verdict: Verdict,
+    decision: String,
 }
 
 /// A [`ManifestRecord`] as JSON.
@@ -221,8 +224,8 @@ impl TagRecord {
         fetched: SystemTime,
         checked: SystemTime,
     ) -> TagRecord {
-        let (gone, previous, held) = (None, Vec::new(), None);
-        TagRecord { digest, media_type, size, fetched, checked, gone, previous, held }
+        let (gone, previous, held, rejected) = (None, Vec::new(), None, Vec::new());
+        TagRecord { digest, media_type, size, fetched, checked, gone, previous, held, rejected }
     }
 
     /// Whether it differs from an earlier record only in the time of its confirmation, on the same day (UTC).
@@ -232,24 +235,44 @@ impl TagRecord {
             && day(before.checked) == day(self.checked)
     }
 
-    /// The record that replaces `before`: with the history of the tag, and with an operator's decision that was made
+    /// The record that replaces `before`: with the history of the tag, and with an operator's decisions that were made
     /// meanwhile.
     #[must_use]
     pub fn after(&self, before: &TagRecord) -> TagRecord {
-        let mut previous = before.previous.clone();
-        if before.digest != self.digest {
+        let mut is = TagRecord { previous: before.previous.clone(), ..self.clone() };
+        if before.digest != is.digest {
             let former = PreviousManifest { digest: before.digest, fetched: before.fetched };
-            previous.insert(0, former);
-            previous.truncate(PREVIOUS_MAX);
+            is.previous.insert(0, former);
+            is.previous.truncate(PREVIOUS_MAX);
         }
-        let mut held = self.held.clone();
-        if let (Some(held), Some(earlier)) = (&mut held, &before.held)
+        if let (Some(held), Some(earlier)) = (&mut is.held, &before.held)
             && held.digest == earlier.digest
-            && held.verdict == Verdict::Waiting
+            && held.decision == Decision::Waiting
         {
-            held.verdict = earlier.verdict;
+            held.decision = earlier.decision;
+            if held.decision == Decision::Accepted {
+                // The next pull checks the tag.
+                is.checked = before.checked;
+            }
         }
-        TagRecord { previous, held, ..self.clone() }
+        is.note_rejections(&before.rejected);
+        is
+    }
+
+    /// Adds what an operator has rejected, now and before, and removes what was accepted.
+    fn note_rejections(&mut self, before: &[Digest]) {
+        let held = self.held.as_ref().map(|held| (held.digest, held.decision));
+        if let Some((digest, Decision::Rejected)) = held {
+            self.rejected.insert(0, digest);
+        }
+        self.rejected.extend(before);
+        let mut seen = Vec::new();
+        self.rejected.retain(|digest| {
+            let is_kept = held != Some((*digest, Decision::Accepted)) && !seen.contains(digest);
+            seen.push(*digest);
+            is_kept
+        });
+        self.rejected.truncate(PREVIOUS_MAX);
     }
 }
 
@@ -266,6 +289,7 @@ impl Record for TagRecord {
             gone: self.gone.map(to_seconds),
             previous: self.previous.iter().map(PreviousManifest::wire).collect(),
             held: self.held.as_ref().map(HeldManifest::wire),
+            rejected: self.rejected.iter().map(Digest::to_string).collect(),
         }
     }
 
@@ -285,6 +309,12 @@ impl Record for TagRecord {
                 .take(PREVIOUS_MAX)
                 .collect(),
             held: wire.held.as_ref().and_then(HeldManifest::accept),
+            rejected: wire
+                .rejected
+                .iter()
+                .filter_map(|text| text.parse().ok())
+                .take(PREVIOUS_MAX)
+                .collect(),
         })
     }
 }
@@ -303,12 +333,15 @@ impl PreviousManifest {
 impl HeldManifest {
     fn wire(&self) -> HeldWire {
         let (digest, since) = (self.digest.to_string(), to_seconds(self.since));
-        HeldWire { digest, since, verdict: self.verdict }
+        HeldWire { digest, since, decision: self.decision.as_str().to_owned() }
     }
 
     fn accept(wire: &HeldWire) -> Option<HeldManifest> {
         let (digest, since) = (wire.digest.parse().ok()?, from_seconds(wire.since)?);
-        Some(HeldManifest { digest, since, verdict: wire.verdict })
+        let all = [Decision::Waiting, Decision::Accepted, Decision::Rejected];
+        let decision = all.into_iter().find(|each| each.as_str() == wire.decision);
+        // A later version may know other decisions; until one is made here, the manifest is held.
+        Some(HeldManifest { digest, since, decision: decision.unwrap_or_default() })
     }
 }
 
@@ -353,8 +386,8 @@ mod tests {
         format!("sha256:{}", letter.repeat(64)).parse().unwrap()
     }
 
-    fn held(letter: &str, verdict: Verdict) -> HeldManifest {
-        HeldManifest { digest: digest_of(letter), since: from_seconds(9).unwrap(), verdict }
+    fn held(letter: &str, decision: Decision) -> HeldManifest {
+        HeldManifest { digest: digest_of(letter), since: from_seconds(9).unwrap(), decision }
     }
 
     #[test]
@@ -378,19 +411,43 @@ mod tests {
 
     #[test]
     fn an_operators_decision_survives_a_check_that_began_before_it() {
-        let with = |letter, verdict| TagRecord { held: Some(held(letter, verdict)), ..record(1) };
+        let with = |letter, decision| TagRecord { held: Some(held(letter, decision)), ..record(1) };
         for (before, is, after) in [
-            (with("b", Verdict::Rejected), with("b", Verdict::Waiting), Some(Verdict::Rejected)),
-            (with("b", Verdict::Accepted), with("b", Verdict::Waiting), Some(Verdict::Accepted)),
-            (with("b", Verdict::Rejected), with("b", Verdict::Accepted), Some(Verdict::Accepted)),
-            (with("b", Verdict::Rejected), with("c", Verdict::Waiting), Some(Verdict::Waiting)),
-            (with("b", Verdict::Rejected), record(1), None),
+            (with("b", Decision::Rejected), with("b", Decision::Waiting), Some(Decision::Rejected)),
+            (with("b", Decision::Accepted), with("b", Decision::Waiting), Some(Decision::Accepted)),
+            (
+                with("b", Decision::Rejected),
+                with("b", Decision::Accepted),
+                Some(Decision::Accepted),
+            ),
+            (with("b", Decision::Rejected), with("c", Decision::Waiting), Some(Decision::Waiting)),
+            (with("b", Decision::Rejected), record(1), None),
         ] {
             let record = is.after(&before);
-            assert_eq!(record.held.as_ref().map(|held| held.verdict), after);
+            assert_eq!(record.held.as_ref().map(|held| held.decision), after);
             let json = serde_json::to_vec(&record.wire()).unwrap();
             assert_eq!(TagRecord::from_json(&json), Some(record));
         }
+    }
+
+    #[test]
+    fn a_rejected_manifest_stays_rejected_until_it_is_accepted() {
+        let with = |letter, decision| TagRecord { held: Some(held(letter, decision)), ..record(1) };
+        let mut is = with("b", Decision::Rejected).after(&record(1));
+        // The tag moves on, back, and on again.
+        is = with("c", Decision::Waiting).after(&is);
+        is = record(2).after(&is);
+        assert_eq!(is.rejected, [digest_of("b")]);
+        is = with("d", Decision::Rejected).after(&is);
+        is = with("d", Decision::Rejected).after(&is);
+        assert_eq!(is.rejected, [digest_of("d"), digest_of("b")]);
+        is = with("b", Decision::Accepted).after(&is);
+        assert_eq!(is.rejected, [digest_of("d")]);
+        let json = r#"{"digest":"sha256:AA","mediaType":"a/b","size":1,"fetched":1,"checked":1,
+            "held":{"digest":"sha256:BB","since":1,"decision":"postponed"}}"#;
+        let json = json.replace("AA", &"a".repeat(64)).replace("BB", &"b".repeat(64));
+        let later = TagRecord::from_json(json.as_bytes()).expect("a decision of a later version");
+        assert_eq!(later.held.map(|held| held.decision), Some(Decision::Waiting));
     }
 
     #[test]

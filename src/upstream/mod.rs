@@ -273,6 +273,8 @@ pub struct Confirmation {
     pub age: Duration,
     /// Whether it should have been confirmed again, and could not be (`Warning: 110`).
     pub is_stale: bool,
+    /// Whether that Larder has held the move of the tag to this manifest before it accepted it (`Larder-Hold: passed`).
+    pub is_vetted: bool,
 }
 
 /// A manifest as response headers describe it.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use ureq::Body;
-use ureq::http::{HeaderMap, Response, header};
+use ureq::http::{HeaderMap, HeaderName, Response, header};
 
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::{Confirmation, DocumentSink};
@@ -63,12 +63,17 @@ pub(super) fn is_web_page(headers: &HeaderMap) -> bool {
     media_type.is_some_and(|media_type| media_type.as_str() == "text/html")
 }
 
+/// The header by which a Larder states that it has held the move of a tag.
+const HOLD: HeaderName = HeaderName::from_static("larder-hold");
+const HOLD_PASSED: &str = "passed";
+
 /// The age of a response of a Larder, and whether it is stale (RFC 9111, sections 5.1 and 5.5).
 pub(super) fn confirmation(headers: &HeaderMap) -> Confirmation {
     let age = text(headers, header::AGE).and_then(|age| age.trim().parse().ok());
     let age = Duration::from_secs(age.unwrap_or_default()).min(AGE_MAX);
     let is_stale = texts(headers, header::WARNING).any(|line| line.trim().starts_with("110 "));
-    Confirmation { age, is_stale }
+    let is_vetted = text(headers, HOLD).is_some_and(|value| value.trim() == HOLD_PASSED);
+    Confirmation { age, is_stale, is_vetted }
 }
 
 /// The value of `Range` that requests the bytes from `from` to before `to`, or to the end; `None` if that is everything.

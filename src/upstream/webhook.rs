@@ -12,11 +12,14 @@ use ureq::http::Request;
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::network::{Guard, LazyAgent, Location, ProxySettings, Timeouts, TlsSettings};
 
-/// The URL of a webhook. Its path and query may be secrets, so only the host is logged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WebhookUrl {
-    text: String,
-    location: Location,
+/// The URL of a webhook. Its path and query may be secrets, so they are neither logged nor shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WebhookUrl(Location);
+
+impl fmt::Debug for WebhookUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl FromStr for WebhookUrl {
@@ -26,13 +29,17 @@ impl FromStr for WebhookUrl {
         let location = Location::parse(text).ok_or(
             "a webhook is a URL such as https://alerts.example.com/larder, without a user and password",
         )?;
-        Ok(WebhookUrl { text: text.to_owned(), location })
+        Ok(WebhookUrl(location))
     }
 }
 
 impl fmt::Display for WebhookUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        let (origin, url) = (self.0.origin(), self.0.url());
+        match url.strip_prefix(&origin) {
+            Some("" | "/") => f.write_str(&origin),
+            _ => write!(f, "{origin}/***"),
+        }
     }
 }
 
@@ -57,7 +64,7 @@ pub struct Webhook {
 impl Webhook {
     /// Makes no request.
     pub fn new(settings: WebhookSettings, proxies: &Arc<ProxySettings>) -> Webhook {
-        let tls = settings.url.location.is_https().then(|| settings.tls.clone());
+        let tls = settings.url.0.is_https().then(|| settings.tls.clone());
         let agent = LazyAgent::new(Guard::Any, tls, Timeouts::default(), Arc::clone(proxies));
         Webhook { settings, agent }
     }
@@ -67,7 +74,7 @@ impl Webhook {
     /// # Errors
     /// [`UpstreamError`], also for a status other than 2xx, and for a token that cannot be read.
     pub fn post(&self, content_type: &str, body: &[u8]) -> Result<(), UpstreamError> {
-        let location = &self.settings.url.location;
+        let location = &self.settings.url.0;
         let request: Arc<str> = format!("POST {}", location.origin()).into();
         let failed = |kind| UpstreamError::new(Arc::clone(&request), kind);
         let mut builder = Request::post(location.url()).header("content-type", content_type);

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use larder::cache::{FreshnessPolicy, TagRule, TagRules, Ttl};
-use larder::oci::{ImageName, Verdict};
+use larder::cache::{FreshnessPolicy, OnUpstreamDelete, TagRule, TagRules, Ttl};
+use larder::oci::{Decision, ImageName};
 
 use crate::support::client::get;
 use crate::support::larder::{manifest, seconds, until};
@@ -52,11 +52,11 @@ fn lose(larder: &Larder, image: &Image) {
     std::fs::remove_file(larder.blob_file(&image.digest())).expect("a manifest");
 }
 
-fn decide(registry: &FakeRegistry, larder: &Larder, verdict: Verdict) -> bool {
+fn decide(registry: &FakeRegistry, larder: &Larder, decision: Decision) -> bool {
     let upstream = registry.host().parse().expect("a registry");
     let name = ImageName::new(upstream, REPOSITORY.parse().expect("a repository"));
     let tag = "v1".parse().expect("a tag");
-    larder.store().decide_tag(&name, &tag, verdict).expect("a decision").is_some()
+    larder.store().decide_tag(&name, &tag, None, decision).expect("a decision").is_some()
 }
 
 #[track_caller]
@@ -136,17 +136,17 @@ fn tag_that_moves_again_begins_to_wait_again() {
 #[test]
 fn operators_decision_counts() {
     let (registry, larder, old) = site();
-    assert!(!decide(&registry, &larder, Verdict::Accepted), "nothing is held");
+    assert!(!decide(&registry, &larder, Decision::Accepted), "nothing is held");
     move_tag(&registry, "new");
     larder.advance(seconds(60));
     assert_held(&larder, &old);
-    assert!(decide(&registry, &larder, Verdict::Rejected));
+    assert!(decide(&registry, &larder, Decision::Rejected));
     larder.advance(seconds(7200));
     assert_held(&larder, &old);
     let newer = move_tag(&registry, "newer");
     larder.advance(seconds(60));
     assert_held(&larder, &old);
-    assert!(decide(&registry, &larder, Verdict::Accepted));
+    assert!(decide(&registry, &larder, Decision::Accepted));
     // A manifest in memory is served for a second.
     larder.advance(seconds(1));
     assert_served(&larder, &newer);
@@ -165,6 +165,67 @@ fn previous_manifest_that_was_lost_is_fetched_again_while_the_registry_has_it() 
     let got = pull(&larder);
     assert_eq!(got.status, 403, "not what the registry has now");
     assert!(got.text().contains("larder tags accept"), "{}", got.text());
+}
+
+#[test]
+fn previous_manifest_that_was_lost_before_the_move_can_be_replaced() {
+    let (registry, larder, old) = site();
+    lose(&larder, &old);
+    registry.fault(On::get_manifest(&old.digest()), Fault::Status(404, vec![], vec![]));
+    let new = move_tag(&registry, "new");
+    larder.advance(seconds(60));
+    assert_eq!(pull(&larder).status, 403);
+    let newer = move_tag(&registry, "newer");
+    larder.advance(seconds(60));
+    assert_eq!(pull(&larder).status, 403);
+    let (upstream, repository) = (registry.host().parse().expect("a registry"), REPOSITORY.parse());
+    let name = ImageName::new(upstream, repository.expect("a repository"));
+    let (tag, store) = ("v1".parse().expect("a tag"), larder.store());
+    let accept = |image: &Image| {
+        let digest = image.digest().parse().expect("a digest");
+        let decided = store.decide_tag(&name, &tag, Some(&digest), Decision::Accepted);
+        decided.expect("a decision").is_some()
+    };
+    assert!(!accept(&new), "the tag has moved again");
+    assert!(accept(&newer));
+    larder.advance(seconds(60));
+    assert_served(&larder, &newer);
+}
+
+#[test]
+fn tag_that_is_deleted_and_created_again_is_held() {
+    let registry = FakeRegistry::start();
+    let old = Image::sample("old");
+    registry.add(REPOSITORY, "v1", &old);
+    let larder = Larder::start_with(&registry, |settings| {
+        let on_upstream_delete = OnUpstreamDelete::Drop;
+        settings.cache.freshness = FreshnessPolicy { on_upstream_delete, ..policy() };
+    });
+    assert_served(&larder, &old);
+    registry.remove_tag(REPOSITORY, "v1");
+    registry.expect_unknown(&manifest(REPOSITORY, "v1"));
+    larder.advance(seconds(60));
+    assert_eq!(pull(&larder).digest(), old.digest(), "stale");
+    move_tag(&registry, "new");
+    larder.advance(seconds(60));
+    assert_held(&larder, &old);
+}
+
+#[test]
+fn rejected_manifest_stays_rejected_when_the_tag_moves_elsewhere_and_back() {
+    let (registry, larder, old) = site();
+    let new = move_tag(&registry, "new");
+    larder.advance(seconds(60));
+    assert_held(&larder, &old);
+    assert!(decide(&registry, &larder, Decision::Rejected));
+    registry.tag(REPOSITORY, "v1", &old.digest());
+    larder.advance(seconds(60));
+    assert_served(&larder, &old);
+    registry.tag(REPOSITORY, "v1", &new.digest());
+    for _ in 0..3 {
+        larder.advance(seconds(3600));
+        assert_held(&larder, &old);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::thread;
 
-use larder::cache::OnUpstreamDelete;
+use larder::cache::{OnUpstreamDelete, TagRule, TagRules, Ttl};
 use larder::upstream::{EndpointKind, EndpointSettings};
 
 use crate::support::client::get;
@@ -237,4 +237,33 @@ fn downloads_of_a_ring_do_not_wait_for_each_other() {
             }
         });
     }
+}
+
+#[test]
+fn move_that_the_parent_has_held_is_not_held_again() {
+    let (parent, registry) = (FakeRegistry::start(), FakeRegistry::start());
+    let images = ["one", "two", "three"].map(Image::sample);
+    parent.add(REPOSITORY, "v1", &images[0]);
+    let mut child = child_of(&parent, &registry);
+    child.restart_with(|settings| {
+        let hold = Some(seconds(86_400));
+        let rule = TagRule { pattern: "*".parse().expect("a pattern"), ttl: None, hold };
+        let otherwise = Some(Ttl::For(seconds(60)));
+        settings.cache.freshness.rules = TagRules { patterns: vec![rule], otherwise };
+    });
+    let served = || child.get(&manifest(REPOSITORY, "v1"));
+    assert_eq!(served().digest(), images[0].digest());
+    parent.add(REPOSITORY, "v1", &images[1]);
+    child.advance(seconds(60));
+    assert_eq!(
+        served().digest(),
+        images[0].digest(),
+        "the parent does not say that it has held it"
+    );
+    parent.fault(On::any_manifest(), Fault::extra_header("Larder-Hold", "passed"));
+    child.advance(seconds(60));
+    let got = served();
+    assert_eq!(got.digest(), images[1].digest());
+    // What the child says to those that ask it.
+    assert_eq!(served().header("larder-hold"), Some("passed"));
 }

@@ -7,7 +7,7 @@ use super::check::{CheckTarget, check_document};
 use super::{Handlers, accepted, document, documents, read};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
-use crate::oci::{Choice, Digest, Reference, Upstream, Verdict};
+use crate::oci::{Choice, Decision, Digest, Reference, Upstream};
 use crate::prune::{Criteria, PruneError, parse_duration, parse_since};
 use crate::units::{plural, size};
 
@@ -18,8 +18,8 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "prefetch" => prefetch(handlers, request),
         "check" => check(handlers, request),
         "flights/resume" => resume(handlers, request),
-        "tags/accept" => decide(handlers, request, Verdict::Accepted),
-        "tags/reject" => decide(handlers, request, Verdict::Rejected),
+        "tags/accept" => decide(handlers, request, Decision::Accepted),
+        "tags/reject" => decide(handlers, request, Decision::Rejected),
         _ => cancel(handlers, request),
     }
 }
@@ -98,21 +98,24 @@ fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
 }
 
 /// Decides about a tag that has moved at its registry (`tags[].hold`).
-fn decide(handlers: &Handlers, request: &Request, verdict: Verdict) -> Result<Reply, Refusal> {
-    let query = handlers.query(request, &["image"])?;
+fn decide(handlers: &Handlers, request: &Request, decision: Decision) -> Result<Reply, Refusal> {
+    let query = handlers.query(request, &["image", "digest"])?;
     let (name, reference) = read::reference(&query)?;
+    let digest: Option<Digest> = query.parsed("digest")?;
     let image = name.with(&reference);
     let decided = match &reference {
-        Reference::Tag(tag) => handlers.cache.store().decide_tag(&name, tag, verdict),
+        Reference::Tag(tag) => {
+            handlers.cache.store().decide_tag(&name, tag, digest.as_ref(), decision)
+        }
         Reference::Digest(_) => Ok(None),
     };
     let decided = decided.map_err(|error| Refusal::Broken(error.to_string()))?;
     let Some(held) = decided else {
-        return Err(Refusal::NotFound(format!("nothing is held for {image}")));
+        return Err(Refusal::NotFound(format!("nothing is held for {image}, or another manifest")));
     };
-    log::info!("{} {} of {image} for {}", verdict.as_str(), held.digest, request.peer().ip());
-    let (digest, verdict) = (held.digest.to_string(), verdict.as_str());
-    Ok(document(&json!({ "image": image, "digest": digest, "verdict": verdict })))
+    log::info!("{} {} of {image} for {}", decision.as_str(), held.digest, request.peer().ip());
+    let (digest, decision) = (held.digest.to_string(), decision.as_str());
+    Ok(document(&json!({ "image": image, "digest": digest, "decision": decision })))
 }
 
 /// Not a change, but it makes requests to a registry that the caller names.

@@ -64,6 +64,8 @@ const SETTLED_MAX: usize = 16_384;
 const ATTEMPTS_MAX: u32 = 8;
 const PAUSE_MIN: Duration = Duration::from_secs(60);
 const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// An image that was complete earlier than this before its report was complete before.
+const NEW: Duration = Duration::from_secs(24 * 3600);
 /// How long an image waits if the server is offline or little is left of a rate limit.
 const LATER: Duration = Duration::from_secs(60);
 
@@ -81,6 +83,8 @@ pub(super) struct Completions {
     checks: Mutex<Checks>,
     /// When images were found complete, with the platform that a node reported.
     settled: Mutex<BoundedCache<Settled, SystemTime>>,
+    /// The images that were reported as complete.
+    reported: Mutex<BoundedCache<(ImageName, Digest), ()>>,
 }
 
 /// Requests of clients.
@@ -99,6 +103,7 @@ impl Completions {
             table: Mutex::default(),
             checks: Mutex::new(Checks::new()),
             settled: Mutex::new(BoundedCache::new(SETTLED_MAX)),
+            reported: Mutex::new(BoundedCache::new(SETTLED_MAX)),
         };
         completions.restore();
         completions
@@ -314,8 +319,7 @@ impl Completions {
         let missing = self.missing(name, entry);
         if missing.is_nothing() {
             self.settle(key, entry, now);
-            let complete = Event::new(EventType::ImageComplete, name.with(&key.1));
-            self.core.events.record(now, complete.with("digest", entry.digest));
+            self.report_complete(key, entry, now);
             if !entry.is_pulled {
                 self.core.metrics.completed("complete");
                 log::info!("{}: complete, after HEAD by a node", name.with(&key.1));
@@ -377,6 +381,25 @@ impl Completions {
         let platforms = entry.platforms.iter().map(|platform| Some(platform.to_string()));
         for platform in platforms.chain([None]) {
             settled.insert((name.clone(), entry.digest, platform), now);
+        }
+    }
+
+    /// Records that an image is complete now, if it was not before: once, and soon after its manifest was fetched.
+    /// An index that a client pulled is not an image: those that it refers to are reported.
+    fn report_complete(&self, key: &Key, entry: &Entry, now: SystemTime) {
+        let (name, reference) = key;
+        let Some(record) = self.core.store.manifest(name, &entry.digest, Access::Look) else {
+            return;
+        };
+        let is_new = now.duration_since(record.fetched).is_ok_and(|age| age < NEW);
+        if !is_new || entry.is_pulled && record.media_type.is_index() {
+            return;
+        }
+        let mut reported = lock(&self.reported);
+        if reported.get(&(name.clone(), entry.digest)).is_none() {
+            reported.insert((name.clone(), entry.digest), ());
+            let event = Event::new(EventType::ImageComplete, name.with(reference));
+            self.core.events.record(now, event.with("digest", entry.digest));
         }
     }
 

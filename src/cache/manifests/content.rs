@@ -49,19 +49,21 @@ pub(super) struct Checked {
     pub(super) is_stale: bool,
     /// Whether the registry has another manifest, which is not accepted yet.
     pub(super) is_held: bool,
+    /// Whether the tag has moved to this manifest and the move was held first, here or at another Larder.
+    pub(super) is_vetted: bool,
 }
 
 impl Checked {
     /// By this process. A manifest by its digest needs no confirmation.
     pub(super) fn at(at: SystemTime) -> Checked {
-        Checked { at, is_stale: false, is_held: false }
+        Checked { at, is_stale: false, is_held: false, is_vetted: false }
     }
 
     /// According to a response that arrives now.
     pub(super) fn of(confirmation: Confirmation, now: SystemTime) -> Checked {
-        let Confirmation { age, is_stale } = confirmation;
+        let Confirmation { age, is_stale, is_vetted } = confirmation;
         let at = now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-        Checked { at, is_stale, is_held: false }
+        Checked { at, is_stale, is_held: false, is_vetted }
     }
 
     /// Where a response came from, if a Larder could not confirm what it sent, or if the registry has moved the tag.
@@ -91,12 +93,15 @@ pub struct ManifestAnswer {
     pub why: Option<Why>,
     /// When the registry confirmed its tag.
     pub checked: SystemTime,
+    /// Whether the tag has moved to it and the move was held first (`tags[].hold`).
+    pub is_vetted: bool,
 }
 
 impl ManifestAnswer {
     pub(super) fn new(found: Found, how: How, why: Option<Why>) -> ManifestAnswer {
         let (how, why) = found.checked.restrict(how, why);
-        ManifestAnswer { content: found.content, how, why, checked: found.checked.at }
+        let Checked { at: checked, is_vetted, .. } = found.checked;
+        ManifestAnswer { content: found.content, how, why, checked, is_vetted }
     }
 
     /// The manifest's digest.

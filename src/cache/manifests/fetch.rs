@@ -114,7 +114,10 @@ impl ManifestCache {
         let found = match source.resolve(&name.repository, tag) {
             Ok(Some((digest, confirmation))) => {
                 let checked = Checked::of(confirmation, self.core.now());
-                if let Some(held) = hold.decide(&digest) {
+                // Otherwise the manifest is fetched first: some registries report another digest than they send.
+                if hold.knows(&digest)
+                    && let Some(held) = hold.decide(&digest, checked.is_vetted)
+                {
                     self.note::<()>(&*source, name, &reference, &Ok(()));
                     return self.keep_previous(name, tag, &record, held, checked, &*source);
                 }
@@ -135,11 +138,16 @@ impl ManifestCache {
                 return Err(error.into());
             }
         };
-        if let Some(held) = hold.decide(found.content.digest()) {
-            return self.keep_previous(name, tag, &record, held, found.checked, &*source);
+        // An operator may have decided during the requests.
+        let record = self.core.store.find_tag(name, tag, Access::Look)?.unwrap_or(record);
+        let is_vetted = found.checked.is_vetted;
+        match self.hold(name, tag, &record).decide(found.content.digest(), is_vetted) {
+            Some(held) => self.keep_previous(name, tag, &record, held, found.checked, &*source),
+            None => {
+                self.point_tag(name, tag, &found, Some(&record), None);
+                Ok(found)
+            }
         }
-        self.point_tag(name, tag, &found, Some(&record), None);
-        Ok(found)
     }
 
     fn hold<'a>(&self, name: &ImageName, tag: &Tag, record: &'a TagRecord) -> Hold<'a> {
@@ -163,7 +171,7 @@ impl ManifestCache {
         let early = if may_hold { &|_: &Found| {} } else { early };
         let found = self.get_manifest(name, source, &reference, None, early)?;
         if let Some(hold) = &hold
-            && let Some(held) = hold.decide(found.content.digest())
+            && let Some(held) = hold.decide(found.content.digest(), found.checked.is_vetted)
         {
             return self.keep_previous(name, tag, hold.record, held, found.checked, source);
         }
@@ -185,6 +193,24 @@ impl ManifestCache {
         early: Early<'_>,
     ) -> Result<Option<Found>, CacheError> {
         let Ok(record) = self.core.sources.tag_in_bucket(name, tag) else { return Ok(None) };
+        match self.fetch_recorded_in_bucket(name, tag, record.clone(), source, early)? {
+            // What the bucket has cannot be fetched, but it says from where the tag has moved.
+            None if source.is_authoritative() && self.hold(name, tag, &record).may_hold() => {
+                let found = self.fetch_tag_of_registry(name, tag, Some(&record), source, early);
+                found.map(Some)
+            }
+            found => Ok(found),
+        }
+    }
+
+    fn fetch_recorded_in_bucket(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        record: TagRecord,
+        source: &dyn Source,
+        early: Early<'_>,
+    ) -> Result<Option<Found>, CacheError> {
         let (digest, checked) = (record.digest, Checked::at(record.checked));
         let now = self.core.now();
         let belief = self.core.settings().freshness.belief(name, tag, checked.at, now);
@@ -207,7 +233,8 @@ impl ManifestCache {
             }
             Ok(Some((current, confirmation))) => {
                 let checked = Checked::of(confirmation, self.core.now());
-                let kept = match self.hold(name, tag, &record).decide(&current) {
+                let decided = self.hold(name, tag, &record).decide(&current, checked.is_vetted);
+                let kept = match decided {
                     Some(held) => self.keep_previous(name, tag, &record, held, checked, source),
                     // The registry knows better.
                     None => self.fetch_tag_of_registry(name, tag, Some(&record), source, early),
@@ -234,7 +261,8 @@ impl ManifestCache {
         let is_deleted =
             matches!(&error, CacheError::Upstream(error) if error.is_certainly_not_found());
         let policy = self.core.settings().freshness.on_upstream_delete;
-        if is_deleted && policy == OnUpstreamDelete::Drop {
+        let is_held = self.core.settings().freshness.hold(name, tag).is_some();
+        if is_deleted && policy == OnUpstreamDelete::Drop && !is_held {
             return Err(CacheError::DeletedUpstream);
         }
         error.log(&name.with(&Reference::Tag(tag.clone())));
@@ -251,9 +279,15 @@ impl ManifestCache {
         checked: Checked,
         early: Early<'_>,
     ) -> Option<Found> {
-        let (reference, digest) = (Reference::Tag(tag.clone()), &record.digest);
         let checked = Checked { is_held: record.held.is_some(), ..checked };
-        let found = self.get_resolved(name, source, &reference, digest, checked, early).ok()?;
+        // By its digest only: what the registry has under the tag may have to be held.
+        let found = match self.stored_manifest(name, &record.digest, Access::Look) {
+            Ok(Some(stored)) => Found { checked, ..stored.found },
+            _ => {
+                let reference = Reference::Digest(record.digest);
+                self.get_manifest(name, source, &reference, Some(checked), early).ok()?
+            }
+        };
         self.point_tag(name, tag, &found, Some(record), record.held.clone());
         Some(found)
     }
@@ -290,15 +324,18 @@ impl ManifestCache {
         if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
             return CacheError::KnownMissing;
         }
-        let (noted, error) = match self.core.settings().freshness.on_upstream_delete {
-            OnUpstreamDelete::Drop => {
+        let policy = self.core.settings();
+        // Whoever can delete a tag could otherwise move it: without a record, nothing is held.
+        let is_held = policy.freshness.hold(name, tag).is_some();
+        let (noted, error) = match policy.freshness.on_upstream_delete {
+            OnUpstreamDelete::Drop if !is_held => {
                 log::info!(
                     "{name}:{tag}: upstream has deleted it; it is removed (onUpstreamDelete)"
                 );
                 (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
             }
-            OnUpstreamDelete::Keep if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
-            OnUpstreamDelete::Keep => {
+            _ if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
+            _ => {
                 log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
                 let gone = TagRecord { gone: Some(self.core.now()), ..record.clone() };
                 (self.core.store.put_tag(name, tag, &gone), CacheError::KnownMissing)

@@ -338,7 +338,9 @@ impl ManifestCache {
         let settings = self.core.settings();
         let policy = &settings.freshness;
         let belief = policy.belief(name, tag, record.checked, self.core.now());
-        let checked = Checked { is_held: record.held.is_some(), ..Checked::at(record.checked) };
+        let is_vetted = !record.previous.is_empty() && policy.hold(name, tag).is_some();
+        let is_held = record.held.is_some();
+        let checked = Checked { is_held, is_vetted, ..Checked::at(record.checked) };
         Ok(content.map(|content| Stored { found: Found { content, checked }, belief }))
     }
 }

@@ -50,7 +50,7 @@ negativeTtl: 0
 airGapped: true
 allow: [quay.io, 'docker.io/library/*', '/^ghcr/']
 deny: [docker.io/library/alpine]
-events: {webhook: 'https://alerts.example.com/larder', types: [tag-moved, damaged], tokenFile: /t, tls: {ca: /ca}}
+events: {webhook: 'https://alerts.example.com', types: [tag-moved, damaged], tokenFile: /t, tls: {ca: /ca}}
 defaultNs: docker.io
 maxDownloads: 3
 pullTimeout: 1234

@@ -153,6 +153,11 @@ impl Layout {
     }
 
     /// Commits pass through it; a removal holds it while it waits for the sweep lock.
+    /// Held while the record of a tag is replaced that is or was held.
+    pub(in crate::store) fn tags_lock(&self) -> PathBuf {
+        self.incoming().join("tags.lock")
+    }
+
     pub(in crate::store) fn sweep_gate(&self) -> PathBuf {
         self.incoming().join("sweep-gate.lock")
     }
@@ -314,6 +319,7 @@ impl Layout {
         let locks = [
             self.sweep_lock(),
             self.sweep_gate(),
+            self.tags_lock(),
             self.bundle_lock(),
             self.index_lock(),
             self.prune_lock(),

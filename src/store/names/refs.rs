@@ -7,13 +7,14 @@ use std::io;
 use std::time::SystemTime;
 
 use crate::oci::{
-    Algorithm, Digest, HeldManifest, ImageName, ManifestRecord, Record, Tag, TagRecord, Verdict,
+    Algorithm, Decision, Digest, HeldManifest, ImageName, ManifestRecord, Record, Tag, TagRecord,
 };
 use crate::store::files::layout::digest_of;
 use crate::store::files::observer::StoreEvent;
 use crate::store::files::outgoing::OutgoingKind;
 use crate::store::files::record::Access;
 use crate::store::files::write::renew_path;
+use crate::store::locks::FileLock;
 use crate::store::{CommitLock, Store, StoreError};
 
 impl Store {
@@ -54,10 +55,35 @@ impl Store {
             self.put_manifest_under(&lock, name, &is.digest, &record)?;
         }
         let before = self.tag(name, tag, Access::Look);
-        let is_other = before.as_ref().is_none_or(|was| was.digest != is.digest);
-        let is = &before.as_ref().map_or_else(|| is.clone(), |was| is.after(was));
+        let has_decisions =
+            |record: &TagRecord| record.held.is_some() || !record.rejected.is_empty();
+        if !has_decisions(is) && !before.as_ref().is_some_and(has_decisions) {
+            return self.replace_tag(name, tag, before.as_ref(), is);
+        }
+        let _decisions = self.lock_decisions()?;
+        let before = self.tag(name, tag, Access::Look);
+        self.replace_tag(name, tag, before.as_ref(), is)
+    }
+
+    /// Excludes other writers of tags about which an operator may decide, in this and other processes, so that no decision
+    /// is lost. Taken after the commit lock.
+    fn lock_decisions(&self) -> Result<FileLock, StoreError> {
+        let path = self.inner.layout.tags_lock();
+        let lock = self.inner.layout.open_lock(&path).and_then(FileLock::exclusive);
+        lock.map_err(|error| StoreError::write(&path, error))
+    }
+
+    fn replace_tag(
+        &self,
+        name: &ImageName,
+        tag: &Tag,
+        before: Option<&TagRecord>,
+        is: &TagRecord,
+    ) -> Result<(), StoreError> {
+        let is_other = before.is_none_or(|was| was.digest != is.digest);
+        let is = &before.map_or_else(|| is.clone(), |was| is.after(was));
         let path = self.inner.layout.tag(name, tag);
-        match before.as_ref().is_some_and(|was| is.is_hardly_newer(was)) {
+        match before.is_some_and(|was| is.is_hardly_newer(was)) {
             true => self.put_record(&path, &is.wire())?,
             false => {
                 let write = || self.put_record(&path, &is.wire());
@@ -67,7 +93,7 @@ impl Store {
         if is_other {
             self.note_changed_tag(name, tag);
         }
-        if let Some(before) = &before {
+        if let Some(before) = before {
             self.observe_move(name, tag, before, is);
         }
         Ok(())
@@ -85,8 +111,8 @@ impl Store {
         }
     }
 
-    /// Records what an operator has decided about a tag that has moved. The next pull checks the tag with the registry.
-    /// `None` if the tag is not cached, or nothing is held for it.
+    /// Records what an operator has decided about a tag that has moved. After an acceptance, the next pull checks the tag
+    /// with the registry. `None` if nothing is held for the tag, or another manifest than `digest`.
     ///
     /// # Errors
     /// [`StoreError`] if the record cannot be read or written.
@@ -94,13 +120,24 @@ impl Store {
         &self,
         name: &ImageName,
         tag: &Tag,
-        verdict: Verdict,
+        digest: Option<&Digest>,
+        decision: Decision,
     ) -> Result<Option<HeldManifest>, StoreError> {
+        if !self.is_writable() {
+            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
+        }
+        let _lock = self.commit_lock()?;
+        let _decisions = self.lock_decisions()?;
         let Some(record) = self.find_tag(name, tag, Access::Look)? else { return Ok(None) };
-        let Some(held) = record.held.clone() else { return Ok(None) };
-        let held = HeldManifest { verdict, ..held };
-        let checked = SystemTime::UNIX_EPOCH;
-        self.put_tag(name, tag, &TagRecord { checked, held: Some(held.clone()), ..record })?;
+        let is_meant = |held: &HeldManifest| digest.is_none_or(|digest| *digest == held.digest);
+        let Some(held) = record.held.clone().filter(is_meant) else { return Ok(None) };
+        let held = HeldManifest { decision, ..held };
+        let checked = match decision {
+            Decision::Accepted => SystemTime::UNIX_EPOCH,
+            Decision::Waiting | Decision::Rejected => record.checked,
+        };
+        let decided = TagRecord { checked, held: Some(held.clone()), ..record.clone() };
+        self.replace_tag(name, tag, Some(&record), &decided)?;
         Ok(Some(held))
     }
 

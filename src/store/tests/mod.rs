@@ -22,7 +22,10 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::oci::{Algorithm, Descriptor, Digest, ImageName, MediaType, Reference, Tag, Upstream};
+use crate::oci::{
+    Algorithm, Decision, Descriptor, Digest, HeldManifest, ImageName, MediaType, Reference, Tag,
+    Upstream,
+};
 
 fn open(root: &Path) -> Store {
     Store::open(&Settings { root: root.to_owned(), fsync: false }).unwrap()
@@ -145,6 +148,31 @@ fn a_blob_removed_while_open_is_read_to_its_end() {
     fs::remove_file(store.inner.layout.blob(&digest)).unwrap();
     assert_eq!(content(&blob), b"content");
     assert!(store.blob(&digest, None).is_none());
+}
+
+#[test]
+fn a_decision_during_a_check_is_kept() {
+    let (_directory, store) = fresh();
+    let name = name("docker.io/alpine");
+    let (old, new) = (put(&store, b"old"), put(&store, b"new!"));
+    let held = |decision| Some(HeldManifest { digest: new, since: at(2_000), decision });
+    let with = |decision| TagRecord { held: held(decision), ..record(old, 3) };
+    for (text, decision) in [("1", Decision::Rejected), ("2", Decision::Accepted)] {
+        let tag = tag(text);
+        store.put_tag(&name, &tag, &with(Decision::Waiting)).unwrap();
+        // A check has read the record; the operator decides; the check writes what it has read.
+        let read = store.tag(&name, &tag, Access::Look).unwrap();
+        let decided = store.decide_tag(&name, &tag, Some(&new), decision).unwrap();
+        assert_eq!(decided, held(decision));
+        let checked = TagRecord { checked: at(3_000), ..read };
+        store.put_tag(&name, &tag, &checked).unwrap();
+        let record = store.tag(&name, &tag, Access::Look).unwrap();
+        assert_eq!(record.held, held(decision));
+        let is_due = record.checked == SystemTime::UNIX_EPOCH;
+        assert_eq!(is_due, decision == Decision::Accepted, "the next pull checks the tag");
+    }
+    assert_eq!(store.decide_tag(&name, &tag("2"), Some(&old), Decision::Accepted).unwrap(), None);
+    assert_eq!(store.decide_tag(&name, &tag("3"), None, Decision::Accepted).unwrap(), None);
 }
 
 #[test]
