@@ -7,9 +7,14 @@ use serde_json::Value;
 use super::{CommandError, logging, printed};
 use crate::api::{CheckTarget, check_document};
 use crate::cache::bucket_capabilities;
+use crate::certificates::IdentityFiles;
 use crate::cli;
+use crate::client_config::Server;
 use crate::config::Settings;
-use crate::upstream::{Bucket, CheckStep, EndpointCheck, EndpointKind, Registries, Sources};
+use crate::upstream::{
+    self, Bucket, CheckStep, Endpoint, EndpointCheck, EndpointKind, EndpointSettings, Registries,
+    RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
+};
 use crate::via;
 
 /// An object that a bucket that is only read is asked for. It need not exist.
@@ -26,8 +31,18 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
     let parse = |text: &String| CheckTarget::parse(text, &settings.naming);
     let targets = command.targets.iter().map(parse).collect::<Result<Vec<CheckTarget>, String>>();
     let targets = targets.map_err(CommandError::Usage)?;
-    let registries = settings.registries();
     let mut report = Report::new(command.json);
+    if let Some(server) = client(command)? {
+        for target in &targets {
+            report.add(&target.text, pull(&server, target, settings)?);
+        }
+        if targets.is_empty() {
+            let text = "check: with --server, name an image that this Larder has or may fetch";
+            return Err(CommandError::Usage(text.into()));
+        }
+        return report.finish();
+    }
+    let registries = settings.registries();
     for target in &targets {
         report.add(&target.text, check_target(&registries, target));
     }
@@ -53,14 +68,69 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
 }
 
 fn check_target(registries: &Registries, target: &CheckTarget) -> Vec<EndpointCheck> {
-    registries.check(&target.upstream, target.image()).unwrap_or_else(|error| {
-        let steps = vec![CheckStep::failed("address", error.to_string(), "")];
-        vec![EndpointCheck {
-            url: target.upstream.to_string(),
-            kind: EndpointKind::Registry,
-            steps,
-        }]
-    })
+    let checks = registries.check(&target.upstream, target.image());
+    checks.unwrap_or_else(|error| refused(target, &error))
+}
+
+fn refused(target: &CheckTarget, error: &UpstreamError) -> Vec<EndpointCheck> {
+    let steps = vec![CheckStep::failed("address", error.to_string(), "")];
+    let url = target.upstream.to_string();
+    vec![EndpointCheck { url, kind: EndpointKind::Registry, steps }]
+}
+
+/// `--server` as an endpoint, with its TLS.
+fn client(command: &cli::Check) -> Result<Option<EndpointSettings>, CommandError> {
+    let identity = match (&command.client_cert, &command.client_key) {
+        (Some(cert), Some(key)) => Some(IdentityFiles { cert: cert.clone(), key: key.clone() }),
+        (None, None) => None,
+        _ => {
+            let text = "check: --client-cert and --client-key must be used together";
+            return Err(CommandError::Usage(text.into()));
+        }
+    };
+    let tls = TlsSettings {
+        ca: command.ca.clone(),
+        identity,
+        insecure_skip_verify: command.skip_verify,
+        server_name: None,
+    };
+    let Some(server) = &command.server else {
+        return match tls == TlsSettings::default() {
+            true => Ok(None),
+            false => Err(CommandError::Usage("check: the options for TLS need --server".into())),
+        };
+    };
+    let server: Server = server.parse().map_err(|error| CommandError::usage("--server", &error))?;
+    tls.check().map_err(|error| CommandError::usage("--server", &error))?;
+    let scheme = if server.is_tls() { Scheme::Https } else { Scheme::Http };
+    let endpoint = Endpoint::new(scheme, server.authority());
+    let kind = EndpointKind::Larder;
+    Ok(Some(EndpointSettings { kind, tls, ..EndpointSettings::at(endpoint) }))
+}
+
+/// Pulls an image from a Larder alone, as its clients do.
+fn pull(
+    server: &EndpointSettings,
+    target: &CheckTarget,
+    settings: &Settings,
+) -> Result<Vec<EndpointCheck>, CommandError> {
+    let Some(image) = target.image() else {
+        let text = format!("check: {} is a registry: with --server, name an image", target.text);
+        return Err(CommandError::Usage(text));
+    };
+    let entry = RegistrySettings {
+        upstream: target.upstream.clone(),
+        endpoints: vec![server.clone()],
+        rate_limit: None,
+    };
+    let only = upstream::Settings {
+        registries: vec![entry],
+        timeouts: settings.upstream.timeouts,
+        proxies: settings.upstream.proxies.clone(),
+        ..upstream::Settings::default()
+    };
+    let checks = Registries::new(only).check_pull(&target.upstream, image);
+    Ok(checks.unwrap_or_else(|error| refused(target, &error)))
 }
 
 fn check_bucket(bucket: &Bucket, is_read_only: bool) -> EndpointCheck {
