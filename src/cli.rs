@@ -1,8 +1,12 @@
 //! The command line: the structures that `argh` parses, without behaviour.
 
+mod check;
+
 use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
+
+pub use check::Check;
 
 /// Larder: a pull-through cache for container images that keeps working when the network fails.
 #[derive(Debug, FromArgs, ArgsInfo)]
@@ -275,38 +279,6 @@ pub struct Offline {
     /// on: never contact registries; off: contact them as usual
     #[argh(positional)]
     pub switch: Option<String>,
-}
-
-/// Try what a pull needs, step by step: name, addresses, proxy, TLS and its certificate, the registry's API, and with an
-/// image the login, the remaining rate limit, ranges and the throughput of a layer. Says what to do about each failure,
-/// and exits with 1 if there is one. Uses nothing of the cache, and counts as one pull for the registry. With --server,
-/// pulls all of an image from a running Larder, as container clients do, and compares it with its digests.
-#[derive(Debug, FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "check")]
-pub struct Check {
-    /// registries such as docker.io, or images such as ghcr.io/org/app:1 (default: all registries in the
-    /// configuration, the parents, and the bucket)
-    #[argh(positional)]
-    pub targets: Vec<String>,
-    /// URL under which clients reach a Larder, e.g. http://localhost:31080: pull from there, for this machine's
-    /// platform; needs images as targets
-    #[argh(option)]
-    pub server: Option<String>,
-    /// CA certificate for the certificate of --server (PEM)
-    #[argh(option)]
-    pub ca: Option<PathBuf>,
-    /// client certificate for --server (PEM)
-    #[argh(option)]
-    pub client_cert: Option<PathBuf>,
-    /// key of --client-cert (PEM)
-    #[argh(option)]
-    pub client_key: Option<PathBuf>,
-    /// do not verify the certificate of --server
-    #[argh(switch)]
-    pub skip_verify: bool,
-    /// print a JSON array
-    #[argh(switch)]
-    pub json: bool,
 }
 
 /// Hash every blob in the cache, move damaged ones to quarantine, and check that every image is complete.

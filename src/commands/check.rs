@@ -12,8 +12,8 @@ use crate::cli;
 use crate::client_config::Server;
 use crate::config::Settings;
 use crate::upstream::{
-    self, Bucket, CheckStep, Endpoint, EndpointCheck, EndpointKind, EndpointSettings, Registries,
-    RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
+    self, Bucket, CheckStep, Credentials, Endpoint, EndpointCheck, EndpointKind, EndpointSettings,
+    Registries, RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
 };
 use crate::via;
 
@@ -94,10 +94,23 @@ fn client(command: &cli::Check) -> Result<Option<EndpointSettings>, CommandError
         insecure_skip_verify: command.skip_verify,
         server_name: None,
     };
+    let credentials = match (&command.user, &command.password_file) {
+        (Some(user), Some(path)) => {
+            Credentials::PasswordFile { user: user.clone(), path: path.clone() }
+        }
+        (None, None) => Credentials::Anonymous,
+        _ => {
+            let text = "check: --user and --password-file must be used together";
+            return Err(CommandError::Usage(text.into()));
+        }
+    };
     let Some(server) = &command.server else {
-        return match tls == TlsSettings::default() {
+        return match tls == TlsSettings::default() && credentials == Credentials::Anonymous {
             true => Ok(None),
-            false => Err(CommandError::Usage("check: the options for TLS need --server".into())),
+            false => {
+                let text = "check: the options for TLS and the user need --server";
+                Err(CommandError::Usage(text.into()))
+            }
         };
     };
     let server: Server = server.parse().map_err(|error| CommandError::usage("--server", &error))?;
@@ -105,7 +118,7 @@ fn client(command: &cli::Check) -> Result<Option<EndpointSettings>, CommandError
     let scheme = if server.is_tls() { Scheme::Https } else { Scheme::Http };
     let endpoint = Endpoint::new(scheme, server.authority());
     let kind = EndpointKind::Larder;
-    Ok(Some(EndpointSettings { kind, tls, ..EndpointSettings::at(endpoint) }))
+    Ok(Some(EndpointSettings { endpoint, kind, tls, credentials }))
 }
 
 /// Pulls an image from a Larder alone, as its clients do.

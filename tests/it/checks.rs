@@ -181,7 +181,9 @@ fn options_of_server_are_checked() {
         (&["--server", "ftp://a", "docker.io/a/b:1"], "--server"),
         (&["--server", "https://a", "--client-cert", "a.crt", "docker.io/a/b:1"], "--client-key"),
         (&["--server", "https://a", "--ca", "/nonexistent", "docker.io/a/b:1"], "/nonexistent"),
+        (&["--server", "https://a", "--user", "a", "docker.io/a/b:1"], "--password-file"),
         (&["--skip-verify", "docker.io"], "need --server"),
+        (&["--user", "a", "--password-file", "b", "docker.io"], "need --server"),
     ] {
         let (code, _, stderr) = check("", options);
         assert!(code == Some(2) && stderr.contains(reason), "{options:?}: {stderr}");
