@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{CommandError, logging, printed};
 use crate::api::{CheckTarget, check_document};
-use crate::cache::bucket_capabilities;
+use crate::cache::examine_bucket;
 use crate::certificates::IdentityFiles;
 use crate::cli;
 use crate::client_config::Server;
@@ -15,10 +15,7 @@ use crate::upstream::{
     self, Bucket, CheckStep, Credentials, Endpoint, EndpointCheck, EndpointKind, EndpointSettings,
     Registries, RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
 };
-use crate::via;
 
-/// An object that a bucket that is only read is asked for. It need not exist.
-const READ_TO_PROBE: &str = "oci-layout";
 /// The indentation of a remedy.
 const REMEDY: &str = "                              ";
 
@@ -147,18 +144,10 @@ fn pull(
 }
 
 fn check_bucket(bucket: &Bucket, is_read_only: bool) -> EndpointCheck {
-    let failed = |error: &dyn std::fmt::Display| CheckStep::failed("bucket", error.to_string(), "");
-    let step = if is_read_only {
-        match bucket.store.head(READ_TO_PROBE) {
-            Err(error) if !error.is_not_found() => failed(&error),
-            _ => CheckStep::passed("bucket", "reachable, readOnly"),
-        }
-    } else {
-        let probe = bucket.store.probe(via::instance());
-        match &probe.error {
-            Some(error) => failed(error),
-            None => CheckStep::passed("bucket", bucket_capabilities(&probe)),
-        }
+    let (_, found) = examine_bucket(&bucket.store, is_read_only);
+    let step = match found {
+        Ok(capabilities) => CheckStep::passed("bucket", capabilities),
+        Err(error) => CheckStep::failed("bucket", error.to_string(), ""),
     };
     EndpointCheck { url: bucket.store.url(), kind: EndpointKind::Bucket, steps: vec![step] }
 }
