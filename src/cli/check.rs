@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 
 /// Try what a pull needs, step by step: name, addresses, proxy, TLS and its certificate, the registry's API, and with an
 /// image the login, the remaining rate limit, ranges and the throughput of a layer. Says what to do about each failure,
-/// and exits with 1 if there is one. Uses nothing of the cache, and counts as one pull for the registry. With --server,
+/// and exits with 1 if there is one. Uses no content of the cache, and counts as one pull for the registry. With --server,
 /// pulls all of an image from a running Larder, as container clients do, and compares it with its digests.
 #[derive(Debug, FromArgs, ArgsInfo)]
 #[argh(subcommand, name = "check")]

@@ -4,16 +4,18 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-use super::{CommandError, logging, printed};
+use super::{CommandError, existing_store, logging, printed};
 use crate::api::{CheckTarget, check_document};
 use crate::cache::examine_bucket;
 use crate::certificates::IdentityFiles;
 use crate::cli;
 use crate::client_config::Server;
 use crate::config::Settings;
+use crate::oci::Reference;
+use crate::store::StoredImage;
 use crate::upstream::{
-    self, Bucket, CheckStep, Credentials, Endpoint, EndpointCheck, EndpointKind, EndpointSettings,
-    Registries, RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
+    self, Bucket, CheckState, CheckStep, Credentials, Endpoint, EndpointCheck, EndpointKind,
+    EndpointSettings, Registries, RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
 };
 
 /// The indentation of a remedy.
@@ -48,7 +50,18 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
             let target = CheckTarget::registry(upstream);
             report.add(&target.text, check_target(&registries, &target));
         }
-        for parent in registries.check_parents() {
+        // An image in the cache shows how fast the parents are.
+        let example = if settings.upstream.parents.is_empty() { None } else { example(settings) };
+        let image = example.as_ref();
+        let image =
+            image.map(|image| (&image.name.upstream, &image.name.repository, &image.reference));
+        for mut parent in registries.check_parents(image) {
+            for step in parent.steps.iter_mut().filter(|step| step.state == CheckState::Skipped) {
+                if step.name == "image" {
+                    step.text =
+                        format!("no image is cached that shows the throughput; {}", step.text);
+                }
+            }
             report.add("parent", vec![parent]);
         }
         if let Some((bucket, (_, tier))) = registries.shared_bucket().zip(settings.bucket.as_ref())
@@ -62,6 +75,21 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
         }
     }
     report.finish()
+}
+
+/// An image that was pulled by its tag, if the cache has one.
+fn example(settings: &Settings) -> Option<StoredImage> {
+    let store = existing_store(&settings.store).ok()?;
+    let mut found = None;
+    // The error ends the walk.
+    let _ = store.each_image(&mut |image| match image.reference {
+        Reference::Tag(_) => {
+            found = Some(image.clone());
+            Err(io::ErrorKind::Interrupted.into())
+        }
+        Reference::Digest(_) => Ok(()),
+    });
+    found
 }
 
 fn check_target(registries: &Registries, target: &CheckTarget) -> Vec<EndpointCheck> {
@@ -206,7 +234,6 @@ fn print(out: &mut dyn Write, target: &str, check: &EndpointCheck) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::CheckState;
 
     #[test]
     fn results_are_printed_with_remedies() {

@@ -122,11 +122,34 @@ fn parents_and_the_bucket_are_checked_as_well() {
     let kinds: Vec<&str> =
         documents.iter().map(|document| document["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["parent", "bucket"]);
+    let text = step(&documents[0], "image")["text"].as_str().unwrap();
+    assert!(text.starts_with("no image is cached"), "why there is no throughput: {text}");
     assert!(step(&documents[1], "bucket")["text"].as_str().unwrap().contains("writable"));
     bucket.down();
     let (code, documents, _) = check(&configuration, &[]);
     assert!(code == Some(1) && documents[1]["ok"] == false, "{documents:#?}");
     bucket.up();
+}
+
+#[test]
+fn cached_image_shows_the_throughput_of_a_parent() {
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
+    let cache = tempfile::tempdir().expect("a directory");
+    let file = cache.path().join("larder.yaml");
+    let image_path = format!("imagePath: {}\n", cache.path().join("images").display());
+    fs::write(&file, format!("{image_path}{}", listed(&registry, ""))).expect("a file");
+    let image = format!("r.example/{REPOSITORY}:v1");
+    let (code, _, stderr) = run(&["-c", &file.display().to_string(), "load", &image]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let parents = format!("{image_path}parents: ['{}']\n", registry.url("").trim_end_matches('/'));
+    let (code, documents, stderr) = check(&parents, &[]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    assert_eq!(step(&documents[0], "throughput")["state"], "ok");
+    // A parent need not have it.
+    registry.fault(On::any_manifest(), Fault::status(404));
+    let (code, documents, stderr) = check(&parents, &[]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    assert_eq!(step(&documents[0], "image")["state"], "warning");
 }
 
 #[test]

@@ -20,6 +20,8 @@ use crate::upstream::{BlobAsk, DocumentSink, Origin, Source};
 const MEASURED_BYTES: u64 = 8 << 20;
 /// The longest measurement: a slow link has shown its rate by then.
 const MEASURED_FOR: Duration = Duration::from_secs(10);
+/// The steps that need no image.
+const BEFORE_AN_IMAGE: [&str; 6] = ["name", "address", "proxy", "connection", "tls", "api"];
 /// How deep nested indexes are followed.
 const DEPTH_MAX: usize = 4;
 /// The longest challenge that is printed, in characters.
@@ -37,6 +39,17 @@ pub struct EndpointCheck {
 }
 
 impl EndpointCheck {
+    /// The same for an image that was chosen as an example: that it cannot be pulled is a warning.
+    pub(in crate::upstream) fn with_image_as_example(mut self) -> EndpointCheck {
+        let of_image = |step: &&mut CheckStep| !BEFORE_AN_IMAGE.contains(&step.name);
+        for step in self.steps.iter_mut().filter(of_image) {
+            if step.state == CheckState::Failed {
+                step.state = CheckState::Warning;
+            }
+        }
+        self
+    }
+
     /// Whether something failed.
     pub fn has_failed(&self) -> bool {
         self.steps.iter().any(|step| step.state == CheckState::Failed)

@@ -47,10 +47,19 @@ impl Registries {
         Ok(endpoints.iter().map(|endpoint| endpoint.check(Some(image), Extent::All)).collect())
     }
 
-    /// Checks the parents without an image. Blocks.
-    pub fn check_parents(&self) -> Vec<EndpointCheck> {
-        let Ok(any) = ANY_REGISTRY.parse() else { return Vec::new() };
-        let parents = self.table().fresh_parents(&any);
-        parents.iter().map(|parent| parent.check(None, Extent::Sample)).collect()
+    /// Checks the parents; with an image that one of their clients has pulled, also the login and a download. That a parent
+    /// does not serve it is a warning only, since it need not. Blocks.
+    pub fn check_parents(
+        &self,
+        pulled: Option<(&Upstream, &Repository, &Reference)>,
+    ) -> Vec<EndpointCheck> {
+        let any: Option<Upstream> = ANY_REGISTRY.parse().ok();
+        let Some(upstream) = pulled.map(|(upstream, ..)| upstream).or(any.as_ref()) else {
+            return Vec::new();
+        };
+        let image = pulled.map(|(_, repository, reference)| (repository, reference));
+        let parents = self.table().fresh_parents(upstream);
+        let checks = parents.iter().map(|parent| parent.check(image, Extent::Sample));
+        checks.map(EndpointCheck::with_image_as_example).collect()
     }
 }
