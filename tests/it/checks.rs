@@ -165,6 +165,8 @@ fn with_server_all_of_an_image_is_pulled_from_that_larder() {
     let (code, documents, stderr) = check(&elsewhere, &["--server", &server, &name]);
     assert_eq!(code, Some(0), "{stderr} {documents:#?}");
     assert_eq!((documents.len(), &documents[0]["url"]), (1, &Value::from(server.clone())));
+    let steps = ["name ok", "proxy ok", "connection ok", "api ok", "image ok", "content ok"];
+    assert_eq!(states(&documents[0]), steps);
     let text = step(&documents[0], "image")["text"].as_str().unwrap();
     assert!(text.contains(&image.digest()), "{text}");
     let count = image.layers().len() + 1;
