@@ -413,7 +413,8 @@ impl Shared {
             Some((_, text)) => *text = error.to_string(),
             None => {
                 log::warn!(
-                    "objectStore: {error}; {} wait",
+                    error:% = error;
+                    "objectStore: uploads fail; {} wait",
                     plural(self.queued.load(Ordering::Relaxed), "upload")
                 );
                 *failure = Some((now, error.to_string()));
