@@ -1,11 +1,13 @@
 //! The command line: the structures that `argh` parses, without behaviour.
 
+mod check;
 mod tags;
 
 use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
 
+pub use check::Check;
 pub use tags::{Tags, TagsAccept, TagsAction, TagsList, TagsReject};
 
 /// Larder: a pull-through cache for container images that keeps working when the network fails.
@@ -281,21 +283,6 @@ pub struct Offline {
     /// on: never contact registries; off: contact them as usual
     #[argh(positional)]
     pub switch: Option<String>,
-}
-
-/// Try what a pull needs, step by step: name, addresses, proxy, TLS and its certificate, the registry's API, and with an
-/// image the login, the remaining rate limit, ranges and the throughput of a layer. Says what to do about each failure,
-/// and exits with 1 if there is one. Uses nothing of the cache, and counts as one pull for the registry.
-#[derive(Debug, FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "check")]
-pub struct Check {
-    /// registries such as docker.io, or images such as ghcr.io/org/app:1 (default: all registries in the
-    /// configuration, the parents, and the bucket)
-    #[argh(positional)]
-    pub targets: Vec<String>,
-    /// print a JSON array
-    #[argh(switch)]
-    pub json: bool,
 }
 
 /// Hash every blob in the cache, move damaged ones to quarantine, and check that every image is complete.

@@ -75,7 +75,7 @@ pub use redirects::REDIRECTED_BYTES_MIN;
 pub use rules::RepositoryRules;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
-pub use uploads::{BucketStatus, UploadSettings, UploadThread, bucket_capabilities};
+pub use uploads::{BucketStatus, UploadSettings, UploadThread, examine_bucket};
 
 pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
 pub use crate::upstream::{

@@ -1,6 +1,5 @@
 //! `larder list --bucket`, `larder prune --bucket`, and `larder export` and `import` with `s3://…`.
 
-use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -8,8 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
+use super::progress::note_unless;
 use super::selection::Selected;
-use super::{CommandError, existing_store, printed, table};
+use super::{CommandError, existing_store, note, printed, table};
 use crate::cache::{
     BucketImage, CopyError, CopySummary, SweepError, SweepTimes, Sweeper, copy_from_bucket,
     copy_to_bucket,
@@ -35,13 +35,15 @@ pub(super) fn list(
     command: &cli::List,
 ) -> Result<(), CommandError> {
     let bucket = bucket(settings)?;
-    let mut images = with_sweeper(settings, &bucket, |sweeper| sweeper.list())?;
+    let images = with_sweeper(settings, &bucket, |sweeper| sweeper.list())?;
     let names: Vec<Option<(ImageName, Reference)>> = images.iter().map(name).collect();
     let matched = selected.check(names.iter().flatten().map(|(name, reference)| (name, reference)));
-    images.retain(|image| match name(image) {
-        Some((name, reference)) => selected.covers(&name, &reference),
+    let is_selected = |name: &Option<(ImageName, Reference)>| match name {
+        Some((name, reference)) => selected.covers(name, reference),
         None => selected.is_everything(),
-    });
+    };
+    let selected_ones = images.into_iter().zip(&names).filter(|(_, name)| is_selected(name));
+    let images: Vec<BucketImage> = selected_ones.map(|(image, _)| image).collect();
     let out = &mut io::stdout().lock();
     printed(match command {
         cli::List { json: true, .. } => print_json(out, &images),
@@ -67,7 +69,7 @@ pub(super) fn prune(
     let report = with_sweeper(settings, &bucket, |sweeper| match is_dry_run {
         true => sweeper.preview(),
         false => {
-            super::note(&format!(
+            note(&format!(
                 "planning; caches get {} to notice before anything is removed",
                 units::duration(sweeper.times.wait)
             ));
@@ -138,14 +140,9 @@ pub(super) fn export(
     is_quiet: bool,
 ) -> Result<(), CommandError> {
     let bucket = place.open(settings)?;
-    let note = |line: &dyn fmt::Display| {
-        if !is_quiet {
-            super::note(line);
-        }
-    };
-    let mut copied = |image: &str| note(&image);
+    let mut copied = |image: &str| note_unless(is_quiet, &image);
     let summary = copy_to_bucket(store, &bucket, images, &mut copied).map_err(failed)?;
-    note(&described(&summary, &format!("written to {}", bucket.url())));
+    note_unless(is_quiet, &described(&summary, &format!("written to {}", bucket.url())));
     Ok(())
 }
 
@@ -162,17 +159,12 @@ pub(super) fn import(
     let bucket = place.open(settings)?;
     let sweeper = sweeper(settings, &bucket, store);
     let mut names = Vec::new();
-    let note = |line: &dyn fmt::Display| {
-        if !is_quiet {
-            super::note(line);
-        }
-    };
     let mut copied = |image: &BucketImage| {
-        note(&image.image);
+        note_unless(is_quiet, &image.image);
         names.push(image.image.clone());
     };
     let summary = copy_from_bucket(&sweeper, &mut copied).map_err(failed)?;
-    note(&described(&summary, &format!("imported from {}", bucket.url())));
+    note_unless(is_quiet, &described(&summary, &format!("imported from {}", bucket.url())));
     Ok(names)
 }
 

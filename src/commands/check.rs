@@ -4,16 +4,20 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
-use super::{CommandError, logging, printed};
+use super::{CommandError, existing_store, logging, printed};
 use crate::api::{CheckTarget, check_document};
-use crate::cache::bucket_capabilities;
+use crate::cache::examine_bucket;
+use crate::certificates::IdentityFiles;
 use crate::cli;
+use crate::client_config::Server;
 use crate::config::Settings;
-use crate::upstream::{Bucket, CheckStep, EndpointCheck, EndpointKind, Registries, Sources};
-use crate::via;
+use crate::oci::Reference;
+use crate::store::StoredImage;
+use crate::upstream::{
+    self, Bucket, CheckState, CheckStep, Credentials, Endpoint, EndpointCheck, EndpointKind,
+    EndpointSettings, Registries, RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
+};
 
-/// An object that a bucket that is only read is asked for. It need not exist.
-const READ_TO_PROBE: &str = "oci-layout";
 /// The indentation of a remedy.
 const REMEDY: &str = "                              ";
 
@@ -26,8 +30,18 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
     let parse = |text: &String| CheckTarget::parse(text, &settings.naming);
     let targets = command.targets.iter().map(parse).collect::<Result<Vec<CheckTarget>, String>>();
     let targets = targets.map_err(CommandError::Usage)?;
-    let registries = settings.registries();
     let mut report = Report::new(command.json);
+    if let Some(server) = client(command)? {
+        for target in &targets {
+            report.add(&target.text, pull(&server, target, settings)?);
+        }
+        if targets.is_empty() {
+            let text = "check: with --server, name an image that this Larder has or may fetch";
+            return Err(CommandError::Usage(text.into()));
+        }
+        return report.finish();
+    }
+    let registries = settings.registries();
     for target in &targets {
         report.add(&target.text, check_target(&registries, target));
     }
@@ -36,7 +50,18 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
             let target = CheckTarget::registry(upstream);
             report.add(&target.text, check_target(&registries, &target));
         }
-        for parent in registries.check_parents() {
+        // An image in the cache shows how fast the parents are.
+        let example = if settings.upstream.parents.is_empty() { None } else { example(settings) };
+        let image = example.as_ref();
+        let image =
+            image.map(|image| (&image.name.upstream, &image.name.repository, &image.reference));
+        for mut parent in registries.check_parents(image) {
+            for step in parent.steps.iter_mut().filter(|step| step.state == CheckState::Skipped) {
+                if step.name == "image" {
+                    step.text =
+                        format!("no image is cached that shows the throughput; {}", step.text);
+                }
+            }
             report.add("parent", vec![parent]);
         }
         if let Some((bucket, (_, tier))) = registries.shared_bucket().zip(settings.bucket.as_ref())
@@ -52,30 +77,111 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
     report.finish()
 }
 
+/// An image that was pulled by its tag, if the cache has one.
+fn example(settings: &Settings) -> Option<StoredImage> {
+    let store = existing_store(&settings.store).ok()?;
+    let mut found = None;
+    // The error ends the walk.
+    let _ = store.each_image(&mut |image| match image.reference {
+        Reference::Tag(_) => {
+            found = Some(image.clone());
+            Err(io::ErrorKind::Interrupted.into())
+        }
+        Reference::Digest(_) => Ok(()),
+    });
+    found
+}
+
 fn check_target(registries: &Registries, target: &CheckTarget) -> Vec<EndpointCheck> {
-    registries.check(&target.upstream, target.image()).unwrap_or_else(|error| {
-        let steps = vec![CheckStep::failed("address", error.to_string(), "")];
-        vec![EndpointCheck {
-            url: target.upstream.to_string(),
-            kind: EndpointKind::Registry,
-            steps,
-        }]
-    })
+    let checks = registries.check(&target.upstream, target.image());
+    checks.unwrap_or_else(|error| refused(target, &error))
+}
+
+fn refused(target: &CheckTarget, error: &UpstreamError) -> Vec<EndpointCheck> {
+    let steps = vec![CheckStep::failed("address", error.to_string(), "")];
+    let url = target.upstream.to_string();
+    vec![EndpointCheck { url, kind: EndpointKind::Registry, steps }]
+}
+
+/// `--server` as an endpoint, with its TLS.
+fn client(command: &cli::Check) -> Result<Option<EndpointSettings>, CommandError> {
+    let identity = match (&command.client_cert, &command.client_key) {
+        (Some(cert), Some(key)) => Some(IdentityFiles { cert: cert.clone(), key: key.clone() }),
+        (None, None) => None,
+        _ => {
+            let text = "check: --client-cert and --client-key must be used together";
+            return Err(CommandError::Usage(text.into()));
+        }
+    };
+    let tls = TlsSettings {
+        ca: command.ca.clone(),
+        identity,
+        insecure_skip_verify: command.skip_verify,
+        server_name: None,
+    };
+    let credentials = match (&command.user, &command.password_file) {
+        (Some(user), Some(path)) => {
+            Credentials::PasswordFile { user: user.clone(), path: path.clone() }
+        }
+        (None, None) => Credentials::Anonymous,
+        _ => {
+            let text = "check: --user and --password-file must be used together";
+            return Err(CommandError::Usage(text.into()));
+        }
+    };
+    let Some(server) = &command.server else {
+        return match tls == TlsSettings::default() && credentials == Credentials::Anonymous {
+            true => Ok(None),
+            false => {
+                let text = "check: the options for TLS and the user need --server";
+                Err(CommandError::Usage(text.into()))
+            }
+        };
+    };
+    let server: Server = server.parse().map_err(|error| CommandError::usage("--server", &error))?;
+    tls.check().map_err(|error| CommandError::usage("--server", &error))?;
+    let scheme = if server.is_tls() { Scheme::Https } else { Scheme::Http };
+    let endpoint = Endpoint::new(scheme, server.authority());
+    let kind = EndpointKind::Larder;
+    Ok(Some(EndpointSettings { endpoint, kind, tls, credentials }))
+}
+
+/// Pulls an image from a Larder alone, as its clients do.
+fn pull(
+    server: &EndpointSettings,
+    target: &CheckTarget,
+    settings: &Settings,
+) -> Result<Vec<EndpointCheck>, CommandError> {
+    let Some(image) = target.image() else {
+        let text = format!("check: {} is a registry: with --server, name an image", target.text);
+        return Err(CommandError::Usage(text));
+    };
+    let entry = RegistrySettings {
+        upstream: target.upstream.clone(),
+        endpoints: vec![server.clone()],
+        rate_limit: None,
+    };
+    let only = upstream::Settings {
+        registries: vec![entry],
+        timeouts: settings.upstream.timeouts,
+        proxies: settings.upstream.proxies.clone(),
+        ..upstream::Settings::default()
+    };
+    let checks = Registries::new(only).check_pull(&target.upstream, image);
+    let mut checks = checks.unwrap_or_else(|error| refused(target, &error));
+    for check in &mut checks {
+        // To its clients, the Larder is the registry, and they may connect to any address.
+        check.kind = EndpointKind::Registry;
+        check.steps.retain(|step| step.name != "address" || step.state == CheckState::Failed);
+    }
+    Ok(checks)
 }
 
 fn check_bucket(bucket: &Bucket, is_read_only: bool) -> EndpointCheck {
-    let failed = |error: &dyn std::fmt::Display| CheckStep::failed("bucket", error.to_string(), "");
-    let step = if is_read_only {
-        match bucket.store.head(READ_TO_PROBE) {
-            Err(error) if !error.is_not_found() => failed(&error),
-            _ => CheckStep::passed("bucket", "reachable, readOnly"),
-        }
-    } else {
-        let probe = bucket.store.probe(via::instance());
-        match &probe.error {
-            Some(error) => failed(error),
-            None => CheckStep::passed("bucket", bucket_capabilities(&probe)),
-        }
+    let (_, found) = examine_bucket(&bucket.store, is_read_only);
+    let step = match found {
+        Ok(capabilities) => CheckStep::passed("bucket", capabilities),
+        Err(error) => CheckStep::failed("bucket", error.to_string(), ""),
     };
     EndpointCheck { url: bucket.store.url(), kind: EndpointKind::Bucket, steps: vec![step] }
 }
@@ -134,7 +240,6 @@ fn print(out: &mut dyn Write, target: &str, check: &EndpointCheck) -> io::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::CheckState;
 
     #[test]
     fn results_are_printed_with_remedies() {

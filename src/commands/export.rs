@@ -4,16 +4,16 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::progress::Progress;
-use super::selection::{choices, invalid, read};
-use super::{CommandError, bucket, existing_store, logging, note};
+use super::progress::{Progress, note_unless};
+use super::selection::{choices, hint_in, invalid, read};
+use super::{CommandError, bucket, existing_store, logging, note, parsed};
 use crate::bundle::{
     self, BundleError, Chosen, Compression, Destination, ExportEvent, ExportSummary, Form, Have,
-    OpenOutput, Selection,
+    Missing, OpenOutput, Selection,
 };
 use crate::cli::Export;
 use crate::config::Settings;
-use crate::oci::PlatformError;
+use crate::oci::{Choice, PartReference, PlatformError};
 use crate::prune::parse_since;
 use crate::store::StoredImage;
 use crate::units::{plural, size};
@@ -36,8 +36,12 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     let doing = "list the images in the cache";
     let plan = bundle::select(&store, &selection)
         .map_err(|source| CommandError::System { doing, source })?;
+    let hint = wanted(&selection, &plan.missing).and_then(|name| hint_in(&store, name));
     for missing in plan.missing.iter().chain(&plan.left_out) {
-        note(missing);
+        match (missing, &hint) {
+            (Missing::Nothing { .. }, Some(hint)) => note(&format!("{missing}; {hint}")),
+            _ => note(missing),
+        }
     }
     if !plan.missing.is_empty() && !typed.partial {
         return Err(BundleError::Refused { images: plan.missing.len() }.into());
@@ -45,9 +49,7 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     if plan.images.is_empty() && selection.since.is_none() {
         return Err(BundleError::NothingChosen.into());
     }
-    if !typed.quiet {
-        plan.images.iter().for_each(|chosen| note(&Line(chosen)));
-    }
+    plan.images.iter().for_each(|chosen| note_unless(typed.quiet, &Line(chosen)));
     let Some(output) = output else {
         let images: Vec<StoredImage> = plan.images.into_iter().map(|chosen| chosen.image).collect();
         return place
@@ -62,10 +64,21 @@ pub(super) fn export(typed: &Export, settings: &Settings) -> Result<(), CommandE
     });
     progress.end();
     let summary = exported?;
-    if !typed.quiet {
-        note(&Summary(&summary, &typed.output));
-    }
+    note_unless(typed.quiet, &Summary(&summary, &typed.output));
     Ok(())
+}
+
+/// The name of an image that is not in the cache, if it is the only one.
+fn wanted<'a>(selection: &'a Selection, missing: &[Missing]) -> Option<&'a PartReference> {
+    let unmatched = missing.iter().filter_map(|missing| match missing {
+        Missing::Nothing { choice } => Some(choice),
+        _ => None,
+    });
+    let [text] = unmatched.collect::<Vec<_>>()[..] else { return None };
+    selection.choices.iter().flatten().find_map(|choice| match choice {
+        Choice::Exact(name) if choice.to_string() == *text => Some(name),
+        _ => None,
+    })
 }
 
 /// A bucket gets complete images as they are in the cache.
@@ -120,8 +133,7 @@ fn form(typed: &Export) -> Result<Form, CommandError> {
     let volume_bytes = typed.volume_size.as_deref().map(bundle::parse_size).transpose();
     let volume_bytes =
         volume_bytes.map_err(|error| CommandError::usage("--volume-size", &error))?;
-    let compression = typed.compress.as_deref().map(str::parse::<Compression>).transpose();
-    let compression = compression.map_err(|error| CommandError::usage("--compress", &error))?;
+    let compression: Option<Compression> = parsed("--compress", typed.compress.as_deref())?;
     let is_standard_output = output == Path::new("-");
     let destination = match volume_bytes {
         _ if is_directory && (volume_bytes.is_some() || compression.is_some()) => {

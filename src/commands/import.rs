@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use super::progress::Progress;
+use super::progress::{Progress, note_unless};
 use super::{CommandError, bucket, logging, note};
 use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
 use crate::cli::Import;
@@ -46,9 +46,7 @@ pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandE
     // Images that were imported are pinned even if others failed.
     if typed.pin {
         store.add_pins(&imported)?;
-        if !typed.quiet {
-            note(&format!("{} pinned", plural(imported.len(), "image")));
-        }
+        note_unless(typed.quiet, &format!("{} pinned", plural(imported.len(), "image")));
     }
     result
 }
@@ -100,9 +98,7 @@ fn import_with(
             }
         }
     }
-    if !is_quiet {
-        note(&summary);
-    }
+    note_unless(is_quiet, &summary);
     match summary.failures {
         0 => Ok(()),
         failures => Err(BundleError::SomeFailed { failures }.into()),

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use super::selection::Selected;
+use super::selection::{Selected, all};
 use super::{CommandError, bucket, existing_store, printed, table};
 use crate::api::image_document;
 use crate::cache::FreshnessPolicy;
@@ -15,7 +15,7 @@ use crate::cli;
 use crate::config::Settings;
 use crate::oci::{Digest, Reference};
 use crate::prune::{Pins, PruneError};
-use crate::store::{Access, Graph, ImageUsage, IncompleteImage, Store, StoreError, StoredImage};
+use crate::store::{Access, Graph, ImageUsage, IncompleteImage, Store, StoredImage};
 use crate::units;
 
 /// Lists the images that match the patterns, or all.
@@ -30,9 +30,10 @@ pub(super) fn list(settings: &Settings, command: &cli::List) -> Result<(), Comma
     let sort = Sort::parse(command.sort.as_deref())?;
     let store = existing_store(&settings.store)?;
     let pins = Pins::load(&store, &settings.cache.maintenance.pins).map_err(PruneError::Pins)?;
-    let mut rows = rows(&store, &settings.cache.freshness, &pins, &selected)?;
+    let all = all(&store)?;
+    let mut rows = rows(&store, &settings.cache.freshness, &pins, selected.among(&all));
     let uncached = uncached(&store, &selected, &rows);
-    let matched = selected.check_in(&store, &uncached);
+    let matched = selected.check_among(&all, &uncached);
     rows.retain(|row| row.is_pinned || !command.pinned);
     sort.apply(&mut rows);
     let out = &mut io::stdout().lock();
@@ -101,8 +102,8 @@ fn rows(
     store: &Store,
     policy: &FreshnessPolicy,
     pins: &Pins,
-    selected: &Selected,
-) -> Result<Vec<Row>, StoreError> {
+    images: impl Iterator<Item = StoredImage>,
+) -> Vec<Row> {
     let (now, incomplete) = (SystemTime::now(), store.incomplete());
     let row = |image: StoredImage| {
         let mut graph = store.graph_of(&image);
@@ -120,7 +121,7 @@ fn rows(
         };
         Row { image, graph, created, is_stale, is_pinned, reason }
     };
-    Ok(selected.images(store)?.into_iter().map(row).collect())
+    images.map(row).collect()
 }
 
 /// Why the server has not completed an image, according to its last report.

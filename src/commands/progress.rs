@@ -1,5 +1,6 @@
 //! The progress of commands that read or write many bytes: a bar on a terminal, plain lines elsewhere.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,7 @@ impl Progress {
     }
 
     /// Prints a line to standard error, above the bar.
-    pub(super) fn note(&self, line: &dyn std::fmt::Display) {
+    pub(super) fn note(&self, line: &dyn fmt::Display) {
         self.above(|| super::note(line));
     }
 
@@ -101,6 +102,13 @@ fn bar(total: Option<u64>) -> ProgressBar {
 /// The style with this template.
 pub(super) fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Prints a line for the user to standard error, unless the user asked for quiet.
+pub(super) fn note_unless(is_quiet: bool, line: &dyn fmt::Display) {
+    if !is_quiet {
+        super::note(line);
+    }
 }
 
 #[cfg(test)]

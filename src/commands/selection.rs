@@ -67,6 +67,11 @@ impl Selected {
         Ok(images)
     }
 
+    /// The images among `all` that are selected.
+    pub(super) fn among(&self, all: &[StoredImage]) -> impl Iterator<Item = StoredImage> {
+        all.iter().filter(|image| self.covers(&image.name, &image.reference)).cloned()
+    }
+
     /// Whether each selection covers at least one of the images.
     ///
     /// # Errors
@@ -96,29 +101,40 @@ impl Selected {
         let names = self.choices.iter().zip(&self.texts);
         let names = names.filter(|(choice, _)| matches!(choice, Choice::Exact(_)));
         let (choices, texts) = names.map(|(choice, text)| (choice.clone(), text.clone())).unzip();
-        Selected { choices, texts }.check_in(store, &[])
+        Selected { choices, texts }.check_in(store)
     }
 
-    /// As [`Selected::check`], for the images of a cache directory and those that are not cached.
+    /// As [`Selected::check`], for the images of a cache directory.
     ///
     /// # Errors
     /// [`CommandError::NothingMatches`]; [`CommandError::Store`] if the images cannot be read.
-    pub(super) fn check_in(
+    pub(super) fn check_in(&self, store: &Store) -> Result<(), CommandError> {
+        match self.is_everything() {
+            true => Ok(()),
+            false => self.check_among(&all(store)?, &[]),
+        }
+    }
+
+    /// As [`Selected::check`], for cached images and those that are not cached.
+    ///
+    /// # Errors
+    /// [`CommandError::NothingMatches`].
+    pub(super) fn check_among(
         &self,
-        store: &Store,
+        all: &[StoredImage],
         uncached: &[IncompleteImage],
     ) -> Result<(), CommandError> {
-        if self.is_everything() {
-            return Ok(());
-        }
-        let all = all(store)?;
         let uncached: Vec<_> = uncached.iter().filter_map(IncompleteImage::parse).collect();
         let all = all.iter().map(|image| (&image.name, &image.reference));
         self.check(all.chain(uncached.iter().map(|(name, reference, _)| (name, reference))))
     }
 }
 
-fn all(store: &Store) -> Result<Vec<StoredImage>, StoreError> {
+/// All cached images.
+///
+/// # Errors
+/// [`StoreError::Read`] if images could not be read, so that the list may be incomplete.
+pub(super) fn all(store: &Store) -> Result<Vec<StoredImage>, StoreError> {
     let mut images = Vec::new();
     let walked = store.each_image(&mut |image| {
         images.push(image.clone());
@@ -126,6 +142,12 @@ fn all(store: &Store) -> Result<Vec<StoredImage>, StoreError> {
     });
     walked.map_err(|source| StoreError::Read { path: store.root().to_owned(), source })?;
     Ok(images)
+}
+
+/// What was probably meant by the name of an image that is not in the cache.
+pub(super) fn hint_in(store: &Store, wanted: &PartReference) -> Option<String> {
+    let all = all(store).ok()?;
+    hint(wanted, all.iter().map(|image| (&image.name, &image.reference)))
 }
 
 /// What was probably meant: a tag that the repository has, or a repository with a similar name.

@@ -6,14 +6,14 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::selection::Selected;
+use super::selection::{Selected, all};
 use super::table::{self, short};
 use super::{CommandError, existing_store, parsed, printed, say};
 use crate::cli::{self, TagsAction, TagsList};
 use crate::config::Settings;
 use crate::oci::{Decision, Digest, ImageName, PartReference, Reference, Tag, TagRecord};
 use crate::prune::timestamp;
-use crate::store::{Access, Store};
+use crate::store::{Access, Store, StoredImage};
 use crate::units::ago;
 
 /// Lists tags, or decides about them.
@@ -43,7 +43,9 @@ struct Moved {
 fn list(settings: &Settings, command: &TagsList) -> Result<(), CommandError> {
     let selected = Selected::parse(settings, &command.images, None)?;
     let store = existing_store(&settings.store)?;
-    let mut moved = moved(&store, &selected)?;
+    let all = all(&store)?;
+    selected.check_among(&all, &[])?;
+    let mut moved = moved(&store, selected.among(&all))?;
     moved.retain(|each| each.record.held.is_some() || !command.held);
     let out = &mut io::stdout().lock();
     if command.json {
@@ -63,9 +65,12 @@ fn list(settings: &Settings, command: &TagsList) -> Result<(), CommandError> {
 }
 
 /// The tags that refer to another manifest than before, or would do so without `hold`.
-fn moved(store: &Store, selected: &Selected) -> Result<Vec<Moved>, CommandError> {
+fn moved(
+    store: &Store,
+    images: impl Iterator<Item = StoredImage>,
+) -> Result<Vec<Moved>, CommandError> {
     let mut moved = Vec::new();
-    for image in selected.images(store)? {
+    for image in images {
         let Reference::Tag(tag) = image.reference else { continue };
         if let Some(record) = store.find_tag(&image.name, &tag, Access::Look)?
             && (record.held.is_some() || !record.previous.is_empty())

@@ -30,7 +30,7 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
     let rate = rate.map_err(|error| CommandError::usage("--rate", &error))?;
     let store = existing_store(&settings.store)?;
     // Before the blobs are hashed, which takes long.
-    selected.check_in(&store, &[])?;
+    selected.check_in(&store)?;
     let BlobFindings { damaged, unreadable } = check_blobs(&store, rate, command.quiet)?;
     let images = selected.images(&store)?;
     let mut broken = Vec::new();

@@ -10,6 +10,19 @@ use super::keys::Value;
 use super::value::{ParseValueError, Span, Text};
 use crate::prune::parse_duration;
 
+/// Implements `Deserialize` for numbers that are read from their text, so that errors have a position.
+macro_rules! deserialize_from_text {
+    ($($number:ty),*) => {$(
+        impl<'de> Deserialize<'de> for $number {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$number, D::Error> {
+                Text::deserialize(deserializer).map(|text| text.0)
+            }
+        }
+    )*};
+}
+
+deserialize_from_text!(Count, Port);
+
 /// A number of things of which there must be at least one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count(pub u32);
@@ -23,12 +36,6 @@ impl FromStr for Count {
         text.parse().ok().filter(|count| *count > 0).map(Count).ok_or_else(|| {
             ParseValueError::new(format!("{text} is not a whole number from 1 to {}", u32::MAX))
         })
-    }
-}
-
-impl<'de> Deserialize<'de> for Count {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Count, D::Error> {
-        Text::deserialize(deserializer).map(|text| text.0)
     }
 }
 
@@ -74,12 +81,6 @@ impl FromStr for Port {
     fn from_str(text: &str) -> Result<Port, ParseValueError> {
         let refuse = |_| ParseValueError::new(format!("{text} is not a port (0 to {})", u16::MAX));
         text.parse().map(Port).map_err(refuse)
-    }
-}
-
-impl<'de> Deserialize<'de> for Port {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Port, D::Error> {
-        Text::deserialize(deserializer).map(|text| text.0)
     }
 }
 

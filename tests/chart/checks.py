@@ -82,11 +82,18 @@ class Defaults(unittest.TestCase):
     def setUpClass(cls):
         cls.objects = render()
 
-    def test_only_four_objects_are_created(self):
+    def test_only_four_objects_and_the_pod_of_the_test_are_created(self):
         self.assertEqual(
             sorted(self.objects),
-            [("ConfigMap", "larder-config"), ("Deployment", "larder"), ("Service", "larder"), ("ServiceAccount", "larder")],
+            [("ConfigMap", "larder-config"), ("Deployment", "larder"), ("Pod", "larder-test"), ("Service", "larder"), ("ServiceAccount", "larder")],
         )
+
+    def test_containers_have_requests_and_a_limit_of_memory_but_none_of_cpu(self):
+        nodes = pod(render({"configureNodes": {"enabled": True}}), "DaemonSet", "larder-configure")["containers"]
+        for each in (container(self.objects), *nodes, *self.objects[("Pod", "larder-test")]["spec"]["containers"]):
+            self.assertEqual(set(each["resources"]["requests"]), {"cpu", "memory"})
+            self.assertEqual(set(each["resources"]["limits"]), {"memory"})
+        self.assertNotIn("resources", container(render("resources: ")))
 
     def test_the_service_matches_the_reference_chart(self):
         spec = self.objects[("Service", "larder")]["spec"]
@@ -321,7 +328,35 @@ class Storage(unittest.TestCase):
         existing = render(files=[ci("recreate")])
         self.assertNotIn("PersistentVolumeClaim", [kind for kind, _ in existing])
         self.assertEqual(pod(existing)["volumes"][0]["persistentVolumeClaim"], {"claimName": "images"})
-        self.assertEqual(existing[("Deployment", "larder")]["spec"]["strategy"], {"type": "Recreate"})
+
+    ROLLING = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
+
+    def strategy(self, claim, **others):
+        values = {"persistence": {"persistentVolumeClaim": {"enabled": True} | claim}} | others
+        return render(values)[("Deployment", "larder")]["spec"]["strategy"]
+
+    def test_an_update_ends_the_pod_first_if_only_one_node_can_attach_its_volume(self):
+        once, many = {"newClaimSpec": {"accessModes": ["ReadWriteOncePod"]}}, {"newClaimSpec": {"accessModes": ["ReadWriteMany"]}}
+        existing, node = {"existingClaimName": "images"}, {"nodeSelector": {"kubernetes.io/hostname": "node-1"}}
+        for claim, others in (({}, {}), (once, {}), (once, node), (existing, {})):
+            with self.subTest(claim, others=others):
+                self.assertEqual(self.strategy(claim, **others), {"type": "Recreate"})
+        for claim, others in ((many, {}), (many, {"replicaCount": 2}), (existing, {"replicaCount": 2}), ({}, node)):
+            with self.subTest(claim, others=others):
+                self.assertEqual(self.strategy(claim, **others), self.ROLLING)
+        for persistence in ({}, {"hostPath": {"enabled": True}}):
+            self.assertEqual(render({"persistence": persistence})[("Deployment", "larder")]["spec"]["strategy"], self.ROLLING)
+
+    def test_the_strategy_in_the_values_takes_precedence(self):
+        for given, expected in (
+            ({"type": "RollingUpdate"}, self.ROLLING),
+            ({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}, {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}),
+            ({"type": "Recreate", "rollingUpdate": {"maxSurge": 1}}, {"type": "Recreate"}),
+        ):
+            self.assertEqual(self.strategy({}, deploymentStrategy=given), expected)
+
+    def test_a_pod_that_the_next_one_waits_for_serves_until_its_last_response(self):
+        self.assertEqual(configuration(render({"persistence": {"persistentVolumeClaim": {"enabled": True}}}))["drain"], "serve")
 
     def test_the_storage_class_is_the_default_one_a_named_one_or_none(self):
         for name, expected in (("", None), ("-", ""), ("fast", "fast")):
@@ -431,6 +466,15 @@ class Replicas(unittest.TestCase):
 
     def test_a_deployment_without_pods_is_allowed(self):
         self.assertEqual(render({"replicaCount": 0})[("Deployment", "larder")]["spec"]["replicas"], 0)
+
+    def test_pods_may_have_peers_of_their_own_configuration(self):
+        own = {"serverConfig": {"configuration": {"peers": {"dns": "larder.example", "port": 8080}}}}
+        tls = {"serverTls": {"enabled": True, "secretName": "tls"}}
+        for values in ({"replicaCount": 2}, {"mode": "daemonset"}, STATEFUL | {"replicaCount": 2}, {"replicaCount": 2} | tls):
+            with self.subTest(values):
+                self.assertEqual(configuration(render(values | own))["peers"], own["serverConfig"]["configuration"]["peers"])
+        bucket = {"objectStore": {"bucket": "a"}, "replicaCount": 2}
+        self.assertNotIn("Set peers.enabled", notes(values=bucket | own))
 
     def test_pods_that_fetch_from_each_other_are_one_cache(self):
         peers = {"peers": {"enabled": True}}
@@ -835,6 +879,67 @@ class Observability(unittest.TestCase):
             self.assertNotIn(kind, [k for k, _ in render(values)])
 
 
+class Tests(unittest.TestCase):
+    """The pod of `helm test`, which pulls as a node does."""
+
+    def args(self, values):
+        return render(values)[("Pod", "larder-test")]["spec"]["containers"][0]["args"]
+
+    def test_the_pod_pulls_at_the_port_of_the_nodes_or_else_through_the_service(self):
+        tls = {"serverTls": {"enabled": True, "secretName": "a"}}
+        host_port = {"mode": "daemonset", "daemonset": {"hostPort": {"enabled": True}}}
+        host_network = {"mode": "daemonset", "daemonset": {"hostNetwork": True}}
+        for values, url in (
+            ({}, "http://[$(HOST_IP)]:31080"),
+            (tls, "https://[$(HOST_IP)]:31080"),
+            ({"service": {"type": "ClusterIP"}}, "http://larder.caches.svc:8080"),
+            ({"service": {"type": "LoadBalancer", "port": 80}}, "http://larder.caches.svc:80"),
+            ({"service": {"nodePort": None}}, "http://larder.caches.svc:8080"),
+            (host_port, "http://127.0.0.1:5000"),
+            (host_network, "http://127.0.0.1:8080"),
+            ({"test": {"server": "http://10.0.0.1:1"}}, "http://10.0.0.1:1"),
+        ):
+            with self.subTest(values):
+                self.assertEqual(self.args(values)[:3], ["check", "--server", url])
+                self.assertEqual(self.args(values)[-1], "docker.io/library/hello-world:latest")
+                self.assertEqual("--skip-verify" in self.args(values), url.startswith("https"))
+                spec = render(values)[("Pod", "larder-test")]["spec"]
+                self.assertEqual(spec.get("hostNetwork", False), "daemonset" in values)
+
+    def test_the_pod_may_have_the_files_that_clients_need(self):
+        given = ["--ca", "/run/secrets/client/ca.crt", "--client-cert", "/run/secrets/client/tls.crt", "--client-key", "/run/secrets/client/tls.key"]
+        objects = render(files=[ci("tls"), ci("tls-test")])
+        spec = objects[("Pod", "larder-test")]["spec"]
+        self.assertEqual(spec["containers"][0]["args"][3:-1], given)
+        self.assertEqual(spec["volumes"][0]["name"], spec["containers"][0]["volumeMounts"][0]["name"])
+        self.assertNotIn(("Pod", "larder-test"), render(files=[ci("tls")]))
+        users = {"serverConfig": {"configuration": {"serverAuthConfig": {"htpasswd": "/run/users"}}}}
+        self.assertNotIn(("Pod", "larder-test"), render(users))
+        self.assertIn("--user", self.args(users | {"test": {"extraArgs": ["--user", "a", "--password-file", "/b"]}}))
+
+    def test_the_pod_meets_the_restricted_pod_security_standard(self):
+        objects = render()
+        test, larder = objects[("Pod", "larder-test")]["spec"], pod(objects)
+        self.assertEqual(test["securityContext"], larder["securityContext"])
+        self.assertEqual(test["containers"][0]["securityContext"], container(objects)["securityContext"])
+        self.assertIs(test["automountServiceAccountToken"], False)
+
+    def test_the_pod_is_no_pod_of_the_server_and_no_part_of_the_release(self):
+        objects = render()
+        metadata = objects[("Pod", "larder-test")]["metadata"]
+        self.assertEqual(metadata["annotations"]["helm.sh/hook"], "test")
+        selector = objects[("Service", "larder")]["spec"]["selector"]
+        self.assertFalse(selector.items() <= metadata["labels"].items())
+        self.assertNotIn(("Pod", "larder-test"), render({"test": {"enabled": False}}))
+
+    def test_a_network_policy_lets_the_pod_pull(self):
+        client = {"ipBlock": {"cidr": "10.0.0.0/8"}}
+        objects = render({"networkPolicy": {"enabled": True, "clients": [client]}})
+        (_, rule) = objects[("NetworkPolicy", "larder")]["spec"]["ingress"][0]["from"]
+        labels = objects[("Pod", "larder-test")]["metadata"]["labels"]
+        self.assertLessEqual(rule["podSelector"]["matchLabels"].items(), labels.items())
+
+
 class MissingKinds(unittest.TestCase):
     """Objects whose kinds the cluster does not have are left out; they would make the installation fail."""
 
@@ -922,7 +1027,7 @@ class Others(unittest.TestCase):
                 self.assertEqual(rules(kind), (1, 0))
                 self.assertEqual(rules(kind, clients=[client], egress=[dns]), (1, 1))
         alone = render({"networkPolicy": {"enabled": True, "clients": [client], "egress": [dns]}})[("NetworkPolicy", "larder")]["spec"]
-        self.assertEqual((alone["ingress"][0]["from"], alone["egress"]), ([client], [dns]))
+        self.assertEqual((alone["ingress"][0]["from"][0], alone["egress"]), (client, [dns]))
 
     def test_extra_manifests_are_rendered_as_templates(self):
         objects = render(files=[ci("everything-else")])
@@ -1110,7 +1215,7 @@ REJECTED = (
         "{autoscaling: {enabled: true, targetCPUUtilizationPercentage: }, peers: {enabled: true}}",
         "autoscaling needs autoscaling.targetCPUUtilizationPercentage or autoscaling.metrics",
     ),
-    ("{autoscaling: {enabled: true}, peers: {enabled: true}}", "the container larder requests none: set resources.requests.cpu"),
+    ("{autoscaling: {enabled: true}, peers: {enabled: true}, resources: }", "the container larder requests none: set resources.requests.cpu"),
     (
         "{autoscaling: {enabled: true}, peers: {enabled: true}, resources: {requests: {cpu: 1}}, sidecarContainers: [{name: proxy, image: a}]}",
         "the container proxy requests none: set its resources.requests.cpu in sidecarContainers",
@@ -1127,9 +1232,12 @@ REJECTED = (
     ("{mode: daemonset, persistence: {hostPath: {enabled: true}}, service: {externalTrafficPolicy: Local}}", "or daemonset.hostPort.enabled"),
     ("{mode: daemonset, service: {internalTrafficPolicy: Local}}", "service.type: ClusterIP with service.internalTrafficPolicy: Local"),
     (
-        "persistence: {persistentVolumeClaim: {enabled: true, newClaimSpec: {accessModes: [ReadWriteOncePod]}}}",
+        "{deploymentStrategy: {type: RollingUpdate}, persistence: {persistentVolumeClaim: {enabled: true, newClaimSpec: {accessModes: [ReadWriteOncePod]}}}}",
         "no second pod can start on a ReadWriteOncePod volume",
     ),
+    ("test: {img: a}", "test: Additional property img is not allowed"),
+    ("test: {server: larder}", "test.server: Does not match pattern"),
+    ("test: {extraArgs: --ca}", "test.extraArgs: Invalid type"),
     ("tolerationSeconds: 30", "tolerationSeconds: Invalid type"),
     ("tolerationSeconds: {notready: 30}", "tolerationSeconds: Additional property notready is not allowed"),
     ("tolerationSeconds: {notReady: -1}", "tolerationSeconds.notReady: Must be greater than or equal to 0"),
@@ -1287,10 +1395,78 @@ class Notes(unittest.TestCase):
         self.assertIn("set mode: statefulset and persistence.persistentVolumeClaim.enabled", notes(files=[ci("autoscaling")]))
 
     def test_the_notes_have_a_command_for_an_unknown_address(self):
-        self.assertIn("jsonpath='{.status.loadBalancer.ingress[0]}'", notes(files=[ci("route-rules")]))
+        self.assertIn("jsonpath='{.status.loadBalancer.ingress[0].ip}{.status.loadBalancer.ingress[0].hostname}'", notes(files=[ci("route-rules")]))
         self.assertIn("jsonpath='{.spec.clusterIP}'", notes(values={"service": {"type": "ClusterIP"}}))
         self.assertIn("jsonpath='{.spec.ports[0].nodePort}'", notes(values="service: {nodePort: }"))
-        self.assertIn("Replace SERVER with\n   larder.example and use https:\n", notes(files=[ci("outside")]))
+        outside = notes(files=[ci("outside")])
+        self.assertIn("Replace SERVER with\n   larder.example, the name of the ingress:\n", outside)
+        self.assertIn('[host."https://SERVER"]', outside)
+
+    def test_the_notes_name_the_certificate_of_larder_only_if_clients_see_it(self):
+        tls, service = {"serverTls": {"enabled": True, "secretName": "a"}}, {"service": {"type": "ClusterIP"}}
+        ingress = {"ingress": {"enabled": True, "hosts": [{"host": "larder.example"}]}}
+        self.assertIn("    ca = ", notes(values=tls | service))
+        proxied = notes(values=tls | service | ingress)
+        self.assertIn('[host."http://SERVER"]', proxied)
+        self.assertNotIn("    ca = ", proxied)
+
+    def test_the_notes_show_the_header_of_a_user(self):
+        text = notes(values={"serverConfig": {"configuration": {"serverAuthConfig": {"htpasswd": "/run/users"}}}})
+        self.assertIn('    [host."http://127.0.0.1:31080".header]\n      authorization = "Basic CREDENTIALS"', text)
+        self.assertNotIn("authorization", notes())
+
+    def test_the_notes_say_what_becomes_of_a_claim(self):
+        claim = {"persistence": {"persistentVolumeClaim": {"enabled": True}}}
+        self.assertIn("on the claim larder, which is deleted", notes(values=claim))
+        self.assertIn("on the claim images, which remains", notes(files=[ci("recreate")]))
+        self.assertNotIn("is deleted", notes(files=[ci("claim")]))
+
+    def test_the_notes_name_the_port_of_each_kind_of_installation(self):
+        local = {"mode": "daemonset", "service": {"type": "ClusterIP", "internalTrafficPolicy": "Local", "clusterIP": "10.96.0.31"}}
+        for values, url in (
+            ({"service": {"nodePort": 30500}}, "http://127.0.0.1:30500"),
+            ({"service": {"type": "ClusterIP", "clusterIP": "10.96.0.31", "port": 80}}, "http://10.96.0.31:80"),
+            ({"service": {"type": "LoadBalancer", "clusterIP": "10.96.0.31"}}, "http://10.96.0.31:8080"),
+            ({"serverTls": {"enabled": True, "secretName": "a"}}, "https://127.0.0.1:31080"),
+            ({"serverConfig": {"configuration": {"serverTlsConfig": {"cert": "/a", "key": "/b"}}}}, "https://127.0.0.1:31080"),
+            ({"mode": "daemonset", "daemonset": {"hostPort": {"enabled": True, "port": 5001, "hostIP": "::1"}}}, "http://[::1]:5001"),
+            ({"mode": "daemonset", "daemonset": {"hostNetwork": True}, "serverConfig": {"configuration": {"port": 5000}}}, "http://127.0.0.1:5000"),
+            (local, "http://10.96.0.31:8080"),
+            ({"service": {"type": "LoadBalancer"}}, "http://SERVER"),
+            ({"service": {"type": "ClusterIP"}}, "http://SERVER"),
+            ({"service": {"nodePort": None}}, "http://SERVER"),
+        ):
+            with self.subTest(values):
+                text = notes(values=values)
+                self.assertEqual(re.findall(r'^  \[host\."(.*)"\]$', text, re.M), [url])
+                self.assertEqual("Replace SERVER with" in text, url.endswith("SERVER"))
+
+    def test_the_notes_name_the_management_port_if_there_is_one(self):
+        def forwards(configuration):
+            return re.findall(r"port-forward \S+ (\S+)", notes(values={"serverConfig": {"configuration": configuration}}))
+
+        self.assertEqual(forwards({}), ["8090:8090"])
+        self.assertEqual(forwards({"management": {"port": 9000}}), ["9000:9000"])
+        self.assertEqual(forwards({"management": None}), [])
+        self.assertEqual(forwards("port: 8080\n"), [])
+
+    def test_the_notes_have_the_command_of_the_test(self):
+        def test_of(values):
+            text = notes(values=values)
+            found = re.search(r"^Test whether pods can pull (\S+) from (\S+):\n\n  helm test (\S+) --namespace (\S+) --logs$", text, re.M)
+            return found and found.groups()
+
+        self.assertEqual(test_of({}), ("docker.io/library/hello-world:latest", "http://HOST_IP:31080", "larder", "caches"))
+        self.assertEqual(test_of({"service": {"type": "ClusterIP"}})[1], "http://larder.caches.svc:8080")
+        self.assertIsNone(test_of({"test": {"enabled": False}}))
+        users = {"serverConfig": {"configuration": {"serverAuthConfig": {"htpasswd": "/run/users"}}}}
+        self.assertIn("There is no pod for helm test: clients need a password", notes(values=users))
+        self.assertIn("There is no pod for helm test: clients need a certificate", notes(files=[ci("tls")]))
+        air_gap = {"serverConfig": {"configuration": {"airGapped": True}}}
+        self.assertIn("only if the image was imported", notes(values=air_gap))
+        self.assertNotIn("only if the image was imported", notes(values=air_gap | {"test": {"image": "registry.example/a:1"}}))
+        hello = {"serverConfig": {"configuration": {"airGapped": True, "helloWorld": True}}}
+        self.assertNotIn("only if the image was imported", notes(values=hello))
 
     def test_the_notes_say_which_address_kube_proxy_serves(self):
         configured = {"configureNodes": {"enabled": True}}
@@ -1299,13 +1475,23 @@ class Notes(unittest.TestCase):
         self.assertNotIn("kube-proxy", notes(files=[ci("daemonset")]))
 
     def test_the_notes_warn_of_updates_that_wait_for_a_volume(self):
-        def warns(persistence, **others):
-            return "deploymentStrategy.type=Recreate" in notes(values={"persistence": {"persistentVolumeClaim": persistence}} | others)
+        def notes_of(persistence, **others):
+            return notes(values={"persistence": {"persistentVolumeClaim": persistence}} | others)
 
-        self.assertTrue(warns({"enabled": True}))
-        self.assertTrue(warns({"enabled": True, "existingClaimName": "images"}))
-        self.assertFalse(warns({"enabled": True, "newClaimSpec": {"accessModes": ["ReadWriteMany"]}}))
-        self.assertFalse(warns({"enabled": True}, deploymentStrategy={"type": "Recreate"}))
+        def warns(persistence, **others):
+            return "deploymentStrategy.type=Recreate" in notes_of(persistence, **others)
+
+        rolling, existing = {"deploymentStrategy": {"type": "RollingUpdate"}}, {"enabled": True, "existingClaimName": "images"}
+        self.assertTrue(warns({"enabled": True}, **rolling))
+        self.assertTrue(warns(existing, **rolling))
+        self.assertFalse(warns({"enabled": True}))
+        self.assertFalse(warns(existing))
+        self.assertFalse(warns({"enabled": True, "newClaimSpec": {"accessModes": ["ReadWriteMany"]}}, **rolling))
+        pause = "An update stops the pod before the next one starts (Recreate)"
+        self.assertIn(pause, notes_of({"enabled": True}))
+        self.assertIn("if the claim is ReadWriteMany", notes_of(existing))
+        self.assertNotIn(pause, notes_of({"enabled": True}, deploymentStrategy={"type": "Recreate"}))
+        self.assertNotIn(pause, notes_of({"enabled": True, "newClaimSpec": {"accessModes": ["ReadWriteMany"]}}))
         self.assertFalse(warns({"enabled": True}, deploymentStrategy={"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}))
         self.assertFalse(warns({"enabled": False}))
 

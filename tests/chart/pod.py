@@ -67,14 +67,14 @@ def main(manifest, workload, name, given, directory):
         documents = [document for document in yaml.safe_load_all(file) if document]
     objects = {(document["kind"], document["metadata"]["name"]): document for document in documents}
     of = objects[tuple(workload.split("/"))]["spec"]
-    spec = of["template"]["spec"]
+    spec = of["template"]["spec"] if "template" in of else of
     container = next(each for each in spec["containers"] if each["name"] == name)
-    sources = {volume["name"]: source(objects, given, volume) for volume in spec["volumes"]}
+    sources = {volume["name"]: source(objects, given, volume) for volume in spec.get("volumes", [])}
     # A stateful set creates a claim for each of its pods.
     sources |= {claim["metadata"]["name"]: None for claim in of.get("volumeClaimTemplates", [])}
 
     writable = []
-    for mount in container["volumeMounts"]:
+    for mount in container.get("volumeMounts", []):
         target = os.path.join(directory, "root", mount["mountPath"].lstrip("/"))
         os.makedirs(target, exist_ok=True)
         files = sources[mount["name"]]

@@ -66,10 +66,16 @@ fn content_that_the_bucket_refuses_does_not_delay_other_content() {
     registry.add(REPOSITORY, "good", &good);
     bucket.expect_refusals();
     let (digest, key) = last_layer(&refused);
-    bucket.fault(On::s3(Operation::PutObject, &key), Fault::status(413));
-    let larder = larder(&registry, &bucket);
+    // Nothing is uploaded before the layer is cached: a tag does not wait for what the cache does not have.
+    bucket.deny_writes(true);
+    let mut larder = larder(&registry, &bucket);
     larder.pull_image(REPOSITORY, "v1", &refused);
     larder.pull_image(REPOSITORY, "good", &good);
+    larder.wait_until_cached(&digest);
+    larder.stop();
+    bucket.deny_writes(false);
+    bucket.fault(On::s3(Operation::PutObject, &key), Fault::status(413));
+    larder.run();
     bucket.wait_for(Operation::PutObject, "*/_tags/good", 1);
     assert!(!larder.is_queue_empty() && larder.has(&digest));
     assert!(!bucket.keys().iter().any(|key| key.ends_with("/_tags/v1")), "incomplete");

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::larder::manifest;
+use crate::support::larder::{Larder, manifest};
 use crate::support::process::run;
 use crate::support::{FakeBucket, FakeRegistry, Fault, Image, On, TokenServer, bytes};
 
@@ -122,9 +122,95 @@ fn parents_and_the_bucket_are_checked_as_well() {
     let kinds: Vec<&str> =
         documents.iter().map(|document| document["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["parent", "bucket"]);
+    let text = step(&documents[0], "image")["text"].as_str().unwrap();
+    assert!(text.starts_with("no image is cached"), "why there is no throughput: {text}");
     assert!(step(&documents[1], "bucket")["text"].as_str().unwrap().contains("writable"));
     bucket.down();
     let (code, documents, _) = check(&configuration, &[]);
     assert!(code == Some(1) && documents[1]["ok"] == false, "{documents:#?}");
     bucket.up();
+}
+
+#[test]
+fn cached_image_shows_the_throughput_of_a_parent() {
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
+    let cache = tempfile::tempdir().expect("a directory");
+    let file = cache.path().join("larder.yaml");
+    let image_path = format!("imagePath: {}\n", cache.path().join("images").display());
+    fs::write(&file, format!("{image_path}{}", listed(&registry, ""))).expect("a file");
+    let image = format!("r.example/{REPOSITORY}:v1");
+    let (code, _, stderr) = run(&["-c", &file.display().to_string(), "load", &image]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let parents = format!("{image_path}parents: ['{}']\n", registry.url("").trim_end_matches('/'));
+    let (code, documents, stderr) = check(&parents, &[]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    assert_eq!(step(&documents[0], "throughput")["state"], "ok");
+    // A parent need not have it.
+    registry.fault(On::any_manifest(), Fault::status(404));
+    let (code, documents, stderr) = check(&parents, &[]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    assert_eq!(step(&documents[0], "image")["state"], "warning");
+}
+
+#[test]
+fn with_server_all_of_an_image_is_pulled_from_that_larder() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1").layer(bytes(300_000, 7));
+    registry.add(REPOSITORY, "v1", &image);
+    let larder = Larder::start(&registry);
+    let server = format!("http://{}", larder.address());
+    let name = format!("{}/{REPOSITORY}:v1", registry.host());
+    // The registries in the configuration are not used.
+    let elsewhere = format!("registries: [{{name: '{}', scheme: https}}]\n", registry.host());
+    let (code, documents, stderr) = check(&elsewhere, &["--server", &server, &name]);
+    assert_eq!(code, Some(0), "{stderr} {documents:#?}");
+    assert_eq!((documents.len(), &documents[0]["url"]), (1, &Value::from(server.clone())));
+    let steps = ["name ok", "proxy ok", "connection ok", "api ok", "image ok", "content ok"];
+    assert_eq!(states(&documents[0]), steps);
+    let text = step(&documents[0], "image")["text"].as_str().unwrap();
+    assert!(text.contains(&image.digest()), "{text}");
+    let count = image.layers().len() + 1;
+    let text = step(&documents[0], "content")["text"].as_str().unwrap();
+    assert!(text.starts_with(&format!("{count} blobs with the right digests: ")), "{text}");
+    for layer in image.layers() {
+        assert!(larder.has(&layer.digest), "it went through the cache");
+    }
+}
+
+#[test]
+fn with_server_wrong_content_is_a_failure() {
+    let registry = FakeRegistry::start();
+    let image = Image::sample("v1");
+    registry.add(REPOSITORY, "v1", &image);
+    // A server in between that changes bytes.
+    let layer = image.layers()[0].digest.clone();
+    let (server, name) = (registry.url(""), format!("r.example/{REPOSITORY}:v1"));
+    for fault in [Fault::WrongBytes, Fault::Truncate(1)] {
+        registry.fault(On::get_blob(&layer), fault);
+        let (code, documents, _) = check("", &["--server", &server, &name]);
+        assert_eq!(code, Some(1), "{documents:#?}");
+        let failed = step(&documents[0], "content");
+        assert_eq!(failed["state"], "failed", "{failed}");
+        assert!(failed["text"].as_str().unwrap().starts_with(&layer), "{failed}");
+        registry.clear_faults();
+    }
+    let (code, documents, _) = check("", &["--server", &server, &name]);
+    assert_eq!(code, Some(0), "{documents:#?}");
+}
+
+#[test]
+fn options_of_server_are_checked() {
+    for (options, reason) in [
+        (&["--server", "http://127.0.0.1:1"][..], "name an image"),
+        (&["--server", "http://127.0.0.1:1", "docker.io"], "docker.io is a registry"),
+        (&["--server", "ftp://a", "docker.io/a/b:1"], "--server"),
+        (&["--server", "https://a", "--client-cert", "a.crt", "docker.io/a/b:1"], "--client-key"),
+        (&["--server", "https://a", "--ca", "/nonexistent", "docker.io/a/b:1"], "/nonexistent"),
+        (&["--server", "https://a", "--user", "a", "docker.io/a/b:1"], "--password-file"),
+        (&["--skip-verify", "docker.io"], "need --server"),
+        (&["--user", "a", "--password-file", "b", "docker.io"], "need --server"),
+    ] {
+        let (code, _, stderr) = check("", options);
+        assert!(code == Some(2) && stderr.contains(reason), "{options:?}: {stderr}");
+    }
 }

@@ -219,6 +219,34 @@ fn request_without_a_password_gets_a_challenge_only() {
 }
 
 #[test]
+fn check_pulls_with_the_password_or_the_authority_that_clients_need() {
+    let site = Site::new();
+    site.put("password", "secret\n");
+    site.put("wrong", "Secret\n");
+    let pull = |server: &str, name: &str, options: &[&str]| {
+        let image = format!("{NAME}/{REPOSITORY}:v1");
+        let file = site.path(name).display().to_string();
+        let (code, stdout, stderr) =
+            run(&[&["check", "--server", server], options, &[&file, &image]].concat());
+        (code, format!("{stdout}{stderr}"))
+    };
+    let process = site.serve(&site.users("htpasswd"));
+    let server = format!("http://{}", process.address);
+    let user = ["--user", "demo", "--password-file"];
+    let (code, text) = pull(&server, "password", &user);
+    assert!(code == Some(0) && text.contains("with the right digests"), "{text}");
+    let (code, text) = pull(&server, "wrong", &user);
+    assert!(code == Some(1) && text.contains("401"), "{text}");
+    drop(process);
+    let process = site.serve(&site.tls(""));
+    let server = format!("https://{}", process.address);
+    let (code, text) = pull(&server, "ca.pem", &["--ca"]);
+    assert!(code == Some(0) && text.contains("with the right digests"), "{text}");
+    let (code, text) = pull(&server, "htpasswd", &["--ca"]);
+    assert!(code == Some(2) && text.contains("htpasswd"), "{text}");
+}
+
+#[test]
 fn valid_password_is_accepted_and_not_forwarded() {
     let site = Site::new();
     let process = site.serve(&site.users("htpasswd"));

@@ -241,6 +241,14 @@ fn selection_that_matches_nothing_is_an_error() {
             assert!(!stdout.contains(&name), "{words:?} {typed}: {stdout}");
         }
     }
+    for (typed, hint) in [
+        ("nosuch", "nosuch: nothing in the cache matches\n".to_owned()),
+        (&*tag, format!("{tag}: nothing in the cache matches; the tags of {name} are v1\n")),
+        (&*similar, format!("{similar}: nothing in the cache matches; did you mean {name}?\n")),
+    ] {
+        let (code, _, stderr) = on(&site, &["export", typed, "--output", "/dev/null"]);
+        assert!(code == Some(1) && stderr.contains(&hint), "{typed}: {stderr}");
+    }
     // What matches is listed nevertheless.
     let (code, stdout, stderr) = on(&site, &["list", "-q", &name, "nosuch"]);
     assert_eq!((code, stdout), (Some(1), format!("{name}:v1\n")), "{stderr}");

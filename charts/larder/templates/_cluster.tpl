@@ -41,14 +41,24 @@ not have would make the installation fail, so its object is left out, and NOTES.
 {{- ternary (printf "autoscaling.maxReplicas: %d" (int .Values.autoscaling.maxReplicas)) (printf "replicaCount: %d" (int .Values.replicaCount)) .Values.autoscaling.enabled -}}
 {{- end }}
 
+{{/* Whether the pods fetch from each other: by peers.enabled, or by peers of the configuration. */}}
+{{- define "larder.hasPeers" -}}
+{{- if or .Values.peers.enabled (get (include "larder.given" . | fromYaml) "peers") }}yes{{ end -}}
+{{- end }}
+
 {{/* Whether a deployment or stateful set may have several pods. An update of a deployment does not count. */}}
 {{- define "larder.hasReplicas" -}}
 {{- if and (ne .Values.mode "daemonset") (gt (regexFind "[0-9]+$" (include "larder.replicaLimit" .) | int) 1) }}yes{{ end -}}
 {{- end }}
 
+{{/* Whether the values bind the pods to one node. */}}
+{{- define "larder.hasOneNode" -}}
+{{- if hasKey (default dict .Values.nodeSelector) "kubernetes.io/hostname" }}yes{{ end -}}
+{{- end }}
+
 {{/*
-Whether all pods use one directory, as far as the values show. An existing claim is assumed to be ReadWriteMany. The pods of a stateful set
-have a claim each.
+Whether all pods use one directory, as far as the values show. An existing claim of several pods must be ReadWriteMany. The pods of a stateful
+set have a claim each.
 */}}
 {{- define "larder.sharesVolume" -}}
 {{- $claim := .Values.persistence.persistentVolumeClaim -}}
@@ -57,7 +67,7 @@ have a claim each.
 {{- else if $claim.enabled -}}
   {{- if or $claim.existingClaimName (has "ReadWriteMany" $claim.newClaimSpec.accessModes) }}yes{{ end -}}
 {{- else if $hostPath.enabled -}}
-  {{- if or $hostPath.shared (hasKey (default dict .Values.nodeSelector) "kubernetes.io/hostname") }}yes{{ end -}}
+  {{- if or $hostPath.shared (include "larder.hasOneNode" .) }}yes{{ end -}}
 {{- end -}}
 {{- end }}
 
@@ -76,7 +86,7 @@ other (peers) are one cache as well. So are pods that upload to a bucket what th
 {{- $several := or (eq .Values.mode "daemonset") (include "larder.hasReplicas" .) -}}
 {{- $limit := include "larder.replicaLimit" . -}}
 {{- $claim := .Values.persistence.persistentVolumeClaim -}}
-{{- $share := or .Values.peers.enabled (include "larder.sharedBucket" .) -}}
+{{- $share := or (include "larder.hasPeers" .) (include "larder.sharedBucket" .) -}}
 {{- $bucket := "or objectStore without readOnly, a bucket that has what each pod has" -}}
 {{- if and $several (not (include "larder.sharesVolume" .)) -}}
 {{- if eq .Values.mode "statefulset" -}}
@@ -96,15 +106,45 @@ with {{ $limit }} each pod has its own cache, so pulls fail during an outage if 
 {{- end }}
 
 {{/*
-Whether an update starts a second pod next to the first one, on a volume that only one node can attach: the second pod waits for the first
-one if it is on another node.
+Whether only one node may be able to attach the volume of a deployment whose pods may be on any node. The access modes of an existing claim
+are unknown: one of several pods must be ReadWriteMany, one of a single pod may be ReadWriteOnce.
 */}}
-{{- define "larder.updateWaitsForVolume" -}}
+{{- define "larder.bindsToNode" -}}
 {{- $claim := .Values.persistence.persistentVolumeClaim -}}
-{{- $strategy := default dict .Values.deploymentStrategy -}}
-{{- $surge := dig "rollingUpdate" "maxSurge" 1 $strategy -}}
-{{- $replaces := or (eq (default "RollingUpdate" $strategy.type) "Recreate") (has (toString $surge) (list "0" "0%")) -}}
-{{- if and (eq .Values.mode "deployment") $claim.enabled (not $replaces) (or $claim.existingClaimName (not (include "larder.sharesVolume" .))) }}yes{{ end -}}
+{{- if and (eq .Values.mode "deployment") $claim.enabled -}}
+  {{- if $claim.existingClaimName -}}
+    {{- if not (or (include "larder.hasReplicas" .) (include "larder.hasOneNode" .)) }}yes{{ end -}}
+  {{- else if has "ReadWriteOncePod" $claim.newClaimSpec.accessModes -}}yes
+  {{- else if not (or (include "larder.sharesVolume" .) (include "larder.hasOneNode" .)) }}yes{{ end -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+The update strategy of a deployment. Without one in the values: Recreate for a volume that only one node can attach, since a new pod on
+another node would wait for the volume, and the old pod for the new one. Otherwise the new pod is ready before the old one ends.
+*/}}
+{{- define "larder.deploymentStrategy" -}}
+{{- $given := default dict .Values.deploymentStrategy -}}
+{{- $type := default (ternary "Recreate" "RollingUpdate" (and (not $given.rollingUpdate) (eq "yes" (include "larder.bindsToNode" .)))) $given.type -}}
+{{- $all := merge (dict "type" $type) (omit $given "rollingUpdate") -}}
+{{- /* Kubernetes rejects rollingUpdate beside Recreate. */ -}}
+{{- if eq $type "RollingUpdate" -}}
+  {{- $rolling := dict "maxUnavailable" 0 "maxSurge" 1 -}}
+  {{- range $key, $value := default dict $given.rollingUpdate }}{{ $_ := set $rolling $key $value }}{{ end -}}
+  {{- $_ := set $all "rollingUpdate" $rolling -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end }}
+
+{{/* Whether an update of a deployment ends the old pod first. */}}
+{{- define "larder.recreates" -}}
+{{- if and (eq .Values.mode "deployment") (eq "Recreate" (include "larder.deploymentStrategy" . | fromYaml).type) }}yes{{ end -}}
+{{- end }}
+
+{{/* Whether an update starts a second pod, which waits for the volume of the first one if it is on another node. */}}
+{{- define "larder.updateWaitsForVolume" -}}
+{{- $surge := dig "rollingUpdate" "maxSurge" 0 (include "larder.deploymentStrategy" . | fromYaml) -}}
+{{- if and (include "larder.bindsToNode" .) (not (has (toString $surge) (list "0" "0%"))) }}yes{{ end -}}
 {{- end }}
 
 {{/*
@@ -146,7 +186,7 @@ tolerates this taint forever, as a daemon set's pods do. A node that reports tha
   {{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" (include "larder.selector" . | fromYaml)) -}}
   {{- $rule := dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term)) -}}
   {{- if eq .Values.antiAffinity "required" -}}
-    {{- if hasKey (default dict .Values.nodeSelector) "kubernetes.io/hostname" -}}
+    {{- if include "larder.hasOneNode" . -}}
     {{- fail "antiAffinity: required conflicts with a nodeSelector for kubernetes.io/hostname, which puts all pods on one node" -}}
     {{- end -}}
     {{- $rule = dict "requiredDuringSchedulingIgnoredDuringExecution" (list $term) -}}
@@ -161,10 +201,10 @@ Whether an update needs one more node than there are replicas: no old pod ends b
 same node.
 */}}
 {{- define "larder.updateNeedsNode" -}}
-{{- $strategy := default dict .Values.deploymentStrategy -}}
-{{- $keepsAll := has (toString (dig "rollingUpdate" "maxUnavailable" "25%" $strategy)) (list "0" "0%") -}}
+{{- $strategy := include "larder.deploymentStrategy" . | fromYaml -}}
+{{- $keepsAll := has (toString (dig "rollingUpdate" "maxUnavailable" "1" $strategy)) (list "0" "0%") -}}
 {{- $isRequired := and (eq .Values.antiAffinity "required") (include "larder.hasReplicas" .) (not (hasKey (default dict .Values.affinity) "podAntiAffinity")) -}}
-{{- if and (eq .Values.mode "deployment") $isRequired $keepsAll (ne (default "RollingUpdate" $strategy.type) "Recreate") }}yes{{ end -}}
+{{- if and (eq .Values.mode "deployment") $isRequired $keepsAll }}yes{{ end -}}
 {{- end }}
 
 {{/* The topology spread constraints. One without a labelSelector would count no pods; it gets that of the server's pods. */}}

@@ -178,7 +178,7 @@ ended.
   {{- end -}}
   {{- $_ := set $added "drainTimeout" (printf "%ds" (max 1 (sub $has 5))) -}}
 {{- end -}}
-{{- $isAlone := or (ne .Values.mode "deployment") (eq (default "" (default dict .Values.deploymentStrategy).type) "Recreate") -}}
+{{- $isAlone := or (ne .Values.mode "deployment") (include "larder.recreates" .) -}}
 {{- if and $isAlone (not (get $given "drain")) -}}
   {{- $_ := set $added "drain" (ternary "handover" "serve" (eq "yes" (include "larder.usesHostNetwork" .))) -}}
 {{- end -}}

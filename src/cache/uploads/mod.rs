@@ -30,11 +30,10 @@ use crate::metrics::Metrics;
 use crate::store::{OutgoingContent, OutgoingEntry, OutgoingKind, Store};
 use crate::units::{duration, plural, size};
 use crate::upstream::{Bucket, EndpointStatus, Probe, Throttle, UpstreamError};
-use crate::via;
 use parts::Plans;
 
 pub(super) use source::Upload;
-pub use status::{BucketStatus, bucket_capabilities};
+pub use status::{BucketStatus, examine_bucket};
 
 /// How often the queue is looked at while it is empty.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -50,9 +49,6 @@ const DELAY_MAX: Duration = Duration::from_secs(3600);
 const DELAYED_MAX: usize = 16_384;
 /// How long to wait before what is cached is queued again after a failure of that.
 const SEEDED_AGAIN_AFTER: Duration = Duration::from_secs(600);
-
-/// An object that a read-only cache looks for to find out whether the bucket can be reached. It need not exist.
-const READ_TO_PROBE: &str = "oci-layout";
 
 /// How content is uploaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,20 +242,10 @@ impl Shared {
     /// Finds out what the bucket can do, and reports it.
     fn probe(&self) {
         let url = self.bucket.store.url();
-        let found = match self.settings.is_read_only {
-            // Nothing may be written.
-            true => match self.bucket.store.head(READ_TO_PROBE) {
-                Err(error) if !error.is_not_found() => Err(error),
-                _ => Ok("reachable, readOnly".to_owned()),
-            },
-            false => {
-                let probe = self.bucket.store.probe(via::instance());
-                let found =
-                    probe.error.clone().map_or_else(|| Ok(bucket_capabilities(&probe)), Err);
-                *lock(&self.probe) = Some(probe);
-                found
-            }
-        };
+        let (probe, found) = examine_bucket(&self.bucket.store, self.settings.is_read_only);
+        if probe.is_some() {
+            *lock(&self.probe) = probe;
+        }
         match found {
             Ok(capabilities) => log::info!("objectStore: {url}: {capabilities}"),
             Err(error) => log::error!(
@@ -427,7 +413,8 @@ impl Shared {
             Some((_, text)) => *text = error.to_string(),
             None => {
                 log::warn!(
-                    "objectStore: {error}; {} wait",
+                    error:% = error;
+                    "objectStore: uploads fail; {} wait",
                     plural(self.queued.load(Ordering::Relaxed), "upload")
                 );
                 *failure = Some((now, error.to_string()));

@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use crate::units::duration;
-use crate::upstream::{ClockSkew, EndpointStatus, Probe};
+use crate::upstream::{ClockSkew, EndpointStatus, ObjectStore, Probe, UpstreamError};
+use crate::via;
 
 /// The state of the bucket and of the uploads, for operators.
 #[derive(Debug, Clone)]
@@ -28,8 +29,23 @@ pub struct BucketStatus {
     pub failure: Option<(SystemTime, String)>,
 }
 
-/// What a bucket can do, for the log.
-pub fn bucket_capabilities(probe: &Probe) -> String {
+/// Finds out what a bucket can do, in words; also what was tried, unless nothing may be written. Blocks for seconds.
+pub fn examine_bucket(
+    store: &ObjectStore,
+    is_read_only: bool,
+) -> (Option<Probe>, Result<String, UpstreamError>) {
+    if is_read_only {
+        return (None, store.reach().map(|()| "reachable, readOnly".to_owned()));
+    }
+    let probe = store.probe(via::instance());
+    let found = match &probe.error {
+        Some(error) => Err(error.clone()),
+        None => Ok(bucket_capabilities(&probe)),
+    };
+    (Some(probe), found)
+}
+
+fn bucket_capabilities(probe: &Probe) -> String {
     let mut parts = vec!["reachable"];
     let mut add = |can: bool, yes: &'static str, no: &'static str| {
         parts.push(if can { yes } else { no });

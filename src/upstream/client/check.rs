@@ -8,9 +8,9 @@ use ureq::http::header;
 use super::registry::{EndpointKind, Registry};
 use crate::oci::{
     Algorithm, Descriptor, Digest, Manifest, ManifestError, ManifestKind, Platform, Platforms,
-    Reference, Repository,
+    Reference, Repository, Verifier,
 };
-use crate::units::{duration, size};
+use crate::units::{duration, plural, size};
 use crate::upstream::endpoints::EndpointFailures;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::response::text;
@@ -20,6 +20,8 @@ use crate::upstream::{BlobAsk, DocumentSink, Origin, Source};
 const MEASURED_BYTES: u64 = 8 << 20;
 /// The longest measurement: a slow link has shown its rate by then.
 const MEASURED_FOR: Duration = Duration::from_secs(10);
+/// The steps that need no image.
+const BEFORE_AN_IMAGE: [&str; 6] = ["name", "address", "proxy", "connection", "tls", "api"];
 /// How deep nested indexes are followed.
 const DEPTH_MAX: usize = 4;
 /// The longest challenge that is printed, in characters.
@@ -37,6 +39,17 @@ pub struct EndpointCheck {
 }
 
 impl EndpointCheck {
+    /// The same for an image that was chosen as an example: that it cannot be pulled is a warning.
+    pub(in crate::upstream) fn with_image_as_example(mut self) -> EndpointCheck {
+        let of_image = |step: &&mut CheckStep| !BEFORE_AN_IMAGE.contains(&step.name);
+        for step in self.steps.iter_mut().filter(of_image) {
+            if step.state == CheckState::Failed {
+                step.state = CheckState::Warning;
+            }
+        }
+        self
+    }
+
     /// Whether something failed.
     pub fn has_failed(&self) -> bool {
         self.steps.iter().any(|step| step.state == CheckState::Failed)
@@ -47,7 +60,7 @@ impl EndpointCheck {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckStep {
     /// What was tried: `name`, `address`, `proxy`, `connection`, `tls`, `api`; with an image also `image` (the login and the
-    /// permission), `limit`, `blob`, `ranges` and `throughput`; `bucket` for a bucket.
+    /// permission), `limit`, `blob`, `ranges` and `throughput`, or `content`; `bucket` for a bucket.
     pub name: &'static str,
     /// The outcome.
     pub state: CheckState,
@@ -55,6 +68,15 @@ pub struct CheckStep {
     pub text: String,
     /// What to do.
     pub remedy: Option<String>,
+}
+
+/// How much of an image a check downloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::upstream) enum Extent {
+    /// A part of its largest layer, which shows how fast the registry is.
+    Sample,
+    /// All of it, for this machine's platform, as a client does.
+    All,
 }
 
 /// The outcome of a step.
@@ -110,11 +132,14 @@ impl Registry {
     pub(in crate::upstream) fn check(
         &self,
         image: Option<(&Repository, &Reference)>,
+        extent: Extent,
     ) -> EndpointCheck {
         let mut steps = Vec::new();
         if self.session.examine(&mut steps) && self.check_api(&mut steps) {
             match image {
-                Some((repository, reference)) => self.check_pull(repository, reference, &mut steps),
+                Some((repository, reference)) => {
+                    self.check_pull(repository, reference, extent, &mut steps);
+                }
                 None => steps.push(CheckStep::skipped(
                     "image",
                     "name one to try the login and a download: larder check REGISTRY/REPOSITORY:TAG",
@@ -150,6 +175,7 @@ impl Registry {
         &self,
         repository: &Repository,
         reference: &Reference,
+        extent: Extent,
         steps: &mut Vec<CheckStep>,
     ) {
         let began = Instant::now();
@@ -171,10 +197,16 @@ impl Registry {
         };
         let text = format!("{} {digest} in {took}", manifest.media_type());
         steps.push(CheckStep::passed("image", text));
-        match self.largest_layer(repository, manifest, 0) {
-            Ok(Some(layer)) => self.check_blob(repository, &layer, steps),
-            Ok(None) => steps.push(CheckStep::skipped("blob", "the image has no layers")),
-            Err(error) => steps.push(failure("image", &error)),
+        let blobs = match self.blobs(repository, manifest, 0) {
+            Ok(blobs) => blobs,
+            Err(error) => return steps.push(failure("image", &error)),
+        };
+        match (extent, blobs.layers.iter().max_by_key(|layer| layer.size)) {
+            (Extent::Sample, Some(layer)) => self.check_blob(repository, layer, steps),
+            (Extent::Sample, None) => {
+                steps.push(CheckStep::skipped("blob", "the image has no layers"));
+            }
+            (Extent::All, _) => self.check_content(repository, &blobs, steps),
         }
     }
 
@@ -188,26 +220,87 @@ impl Registry {
         Ok((digest, manifest))
     }
 
-    /// The largest layer of an image; of an index, that of this machine's platform or else of the first one.
-    fn largest_layer(
+    /// The blobs of an image; of an index, those of this machine's platform or else of the first one.
+    fn blobs(
         &self,
         repository: &Repository,
         manifest: Manifest,
         depth: usize,
-    ) -> Result<Option<Descriptor>, UpstreamError> {
+    ) -> Result<Blobs, UpstreamError> {
         match manifest.kind() {
-            ManifestKind::Image { .. } => {
-                let layers = manifest.descriptors().filter(|layer| !layer.is_foreign);
-                Ok(layers.max_by_key(|layer| layer.size).cloned())
+            ManifestKind::Image { config, layers } => {
+                let layers = layers.iter().filter(|layer| !layer.is_foreign).cloned().collect();
+                Ok(Blobs { config: config.clone(), layers })
             }
             ManifestKind::Index { manifests } => {
                 let own = Platforms::Only(vec![Platform::of_this_machine()]).select(manifests);
                 let child = own.first().copied().or(manifests.first());
                 let Some(child) = child.filter(|_| depth < DEPTH_MAX) else {
-                    return Ok(None);
+                    return Ok(Blobs::default());
                 };
                 let (_, manifest) = self.fetch(repository, &Reference::Digest(child.digest))?;
-                self.largest_layer(repository, manifest, depth + 1)
+                self.blobs(repository, manifest, depth + 1)
+            }
+        }
+    }
+
+    /// Downloads everything, and compares it with its digests.
+    fn check_content(&self, repository: &Repository, blobs: &Blobs, steps: &mut Vec<CheckStep>) {
+        let (began, mut count, mut bytes) = (Instant::now(), 0_u64, 0);
+        for blob in blobs.config.iter().chain(&blobs.layers) {
+            match self.content(repository, blob) {
+                Ok((found, received)) if found == blob.digest => {
+                    count += 1;
+                    bytes += received;
+                }
+                Ok((found, received)) => {
+                    let text =
+                        format!("{}: {} with the digest {found}", blob.digest, size(received));
+                    return steps.push(CheckStep::failed(
+                        "content",
+                        text,
+                        "something between here and there changes or truncates responses",
+                    ));
+                }
+                Err(error) => return steps.push(failure("content", &error)),
+            }
+        }
+        let text = format!(
+            "{} with the right digests: {} in {}",
+            plural(count, "blob"),
+            size(bytes),
+            duration(began.elapsed())
+        );
+        steps.push(CheckStep::passed("content", text));
+    }
+
+    /// The digest of the bytes that the endpoint sends for a blob, and their number. Reads no more than one byte beyond
+    /// its size.
+    fn content(
+        &self,
+        repository: &Repository,
+        blob: &Descriptor,
+    ) -> Result<(Digest, u64), UpstreamError> {
+        let endpoint_failures = EndpointFailures::default();
+        let ask = BlobAsk {
+            repository,
+            digest: &blob.digest,
+            from: 0,
+            to: None,
+            additional_to: None,
+            endpoint_failures: &endpoint_failures,
+        };
+        let mut reader = self.blob(&ask)?.reader.take(blob.size.saturating_add(1));
+        let mut verifier = Verifier::new(blob.digest.algorithm());
+        let (mut buffer, mut received) = (vec![0; 64 * 1024], 0);
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok((verifier.finish(), received)),
+                Ok(read) => {
+                    verifier.update(&buffer[..read]);
+                    received += read as u64;
+                }
+                Err(error) => return Err(UpstreamError::from_body(&self.url(), error)),
             }
         }
     }
@@ -266,6 +359,13 @@ impl Registry {
         let text = format!("{rate}/s: {} in {}", size(received), duration(took));
         steps.push(CheckStep::passed("throughput", text));
     }
+}
+
+/// What an image consists of, besides its manifest.
+#[derive(Default)]
+struct Blobs {
+    config: Option<Descriptor>,
+    layers: Vec<Descriptor>,
 }
 
 /// The failed step for an error of a request, whose text often says what to do.

@@ -9,6 +9,7 @@ mod quota;
 mod registry;
 mod session;
 
+pub(in crate::upstream) use check::Extent;
 pub use check::{CheckState, CheckStep, EndpointCheck};
 pub use list::TagListWriter;
 pub use quota::RateLimit;

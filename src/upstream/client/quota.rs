@@ -93,7 +93,7 @@ impl Quota {
     pub(super) fn note(&self, headers: &HeaderMap, upstream: &Upstream, now: Instant) {
         let Some(latest) = RateLimit::of(headers) else { return };
         if let Some(warning) = self.update(latest, now) {
-            log::warn!("{upstream}: {warning}");
+            log::warn!(upstream:% = upstream; "{warning}");
         }
     }
 

@@ -24,8 +24,6 @@ const TAGS: &str = "tags";
 const LISTS: &str = "lists";
 /// The largest record of a tag or manifest that is read from a bucket, in bytes.
 pub const RECORD_BYTES_MAX: u64 = 64 * 1024;
-/// An object for the probe of the circuit breaker. It need not exist.
-const PROBED: &str = "oci-layout";
 
 /// How long an object with wrong content is not read again. Another cache may replace it.
 const WRONG_SKIPPED_FOR: Duration = Duration::from_secs(60);
@@ -217,10 +215,7 @@ impl Origin for BucketOrigin {
     }
 
     fn probe(&self) -> Result<(), UpstreamError> {
-        match self.bucket.reads.head(PROBED) {
-            Err(error) if !error.is_not_found() => Err(error),
-            _ => Ok(()),
-        }
+        self.bucket.reads.reach()
     }
 
     fn kind(&self) -> EndpointKind {

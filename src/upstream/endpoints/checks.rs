@@ -2,7 +2,7 @@
 
 use super::registries::Registries;
 use crate::oci::{Reference, Repository, Upstream};
-use crate::upstream::client::EndpointCheck;
+use crate::upstream::client::{EndpointCheck, Extent};
 use crate::upstream::error::UpstreamError;
 
 /// A registry that stands for all of them when a parent is checked without an image.
@@ -31,13 +31,35 @@ impl Registries {
         if image.is_some() {
             endpoints.extend(parents);
         }
-        Ok(endpoints.iter().map(|endpoint| endpoint.check(image)).collect())
+        Ok(endpoints.iter().map(|endpoint| endpoint.check(image, Extent::Sample)).collect())
     }
 
-    /// Checks the parents without an image. Blocks.
-    pub fn check_parents(&self) -> Vec<EndpointCheck> {
-        let Ok(any) = ANY_REGISTRY.parse() else { return Vec::new() };
-        let parents = self.table().fresh_parents(&any);
-        parents.iter().map(|parent| parent.check(None)).collect()
+    /// Pulls an image from each endpoint of a registry, and compares all of it with its digests. Stores nothing. Blocks.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::NotAllowed`](crate::upstream::UpstreamErrorKind::NotAllowed) if the registry may not be dialled.
+    pub fn check_pull(
+        &self,
+        upstream: &Upstream,
+        image: (&Repository, &Reference),
+    ) -> Result<Vec<EndpointCheck>, UpstreamError> {
+        let endpoints = self.table().fresh(upstream)?;
+        Ok(endpoints.iter().map(|endpoint| endpoint.check(Some(image), Extent::All)).collect())
+    }
+
+    /// Checks the parents; with an image that one of their clients has pulled, also the login and a download. That a parent
+    /// does not serve it is a warning only, since it need not. Blocks.
+    pub fn check_parents(
+        &self,
+        pulled: Option<(&Upstream, &Repository, &Reference)>,
+    ) -> Vec<EndpointCheck> {
+        let any: Option<Upstream> = ANY_REGISTRY.parse().ok();
+        let Some(upstream) = pulled.map(|(upstream, ..)| upstream).or(any.as_ref()) else {
+            return Vec::new();
+        };
+        let image = pulled.map(|(_, repository, reference)| (repository, reference));
+        let parents = self.table().fresh_parents(upstream);
+        let checks = parents.iter().map(|parent| parent.check(image, Extent::Sample));
+        checks.map(EndpointCheck::with_image_as_example).collect()
     }
 }

@@ -262,7 +262,7 @@ fn look_up(peers: &Weak<Peers>, name: &str, port: u16, scheme: Scheme) {
                     let reason =
                         failed.err().map_or("no addresses".into(), |error| error.to_string());
                     log::warn!(
-                        "peers: cannot look up {name}: {reason}; the members stay as they are"
+                        error:% = reason; "peers: cannot look up {name}; the members stay as they are"
                     );
                 }
             }

@@ -38,6 +38,8 @@ use super::auth::KeySettings;
 use super::error::UpstreamError;
 use super::network::{Endpoint, ProxySettings, Reach, Timeouts, TlsSettings};
 
+/// An object that is looked for to find out whether a bucket can be read. It need not exist.
+const LOOKED_FOR: &str = "oci-layout";
 /// The timeouts of requests for which a client waits.
 const IMPATIENT: Timeouts = Timeouts {
     connect: Duration::from_secs(1),
@@ -331,6 +333,17 @@ impl ObjectStore {
                 Some(next) => after = Some(next),
                 None => return Ok(objects),
             }
+        }
+    }
+
+    /// Finds out whether the bucket can be read, and changes nothing: looks for an object that need not exist.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] if it cannot.
+    pub fn reach(&self) -> Result<(), UpstreamError> {
+        match self.head(LOOKED_FOR) {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
         }
     }
 
