@@ -36,6 +36,7 @@ mod prefetch;
 mod redirects;
 mod scheduler;
 mod status;
+mod unattended;
 mod uploads;
 
 use std::collections::HashMap;
@@ -71,6 +72,7 @@ pub use prefetch::{Prefetch, PrefetchOnHead};
 pub use redirects::REDIRECTED_BYTES_MIN;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
+pub use unattended::{BackgroundLookup, QueuedBlob};
 pub use uploads::{BucketStatus, UploadSettings, UploadThread, bucket_capabilities};
 
 pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
@@ -86,6 +88,7 @@ use eviction::EvictionService;
 use lists::ListCache;
 use manifests::ManifestCache;
 use prefetch::Prefetcher;
+use unattended::CreationTimes;
 
 /// How long a client waits for content that is not in the cache. Below the 30 s after which containerd gives up, so
 /// that it receives an error with the reason.
@@ -165,6 +168,7 @@ struct Services {
     lists: Arc<ListCache>,
     prefetcher: Arc<Prefetcher>,
     completions: Arc<Completions>,
+    creation_times: CreationTimes,
 }
 
 /// Requests for content.
@@ -192,8 +196,16 @@ impl Cache {
             Arc::clone(&blobs),
             Arc::clone(&prefetcher),
         ));
-        let services =
-            Services { core, manifests, eviction, blobs, lists, prefetcher, completions };
+        let services = Services {
+            core,
+            manifests,
+            eviction,
+            blobs,
+            lists,
+            prefetcher,
+            completions,
+            creation_times: CreationTimes::default(),
+        };
         Cache { services: Arc::new(services), client: None }
     }
 
