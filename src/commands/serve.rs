@@ -18,7 +18,7 @@ use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
 use crate::bundle::{
-    self, BundleSource, ImportEvent, ImportSettings, LoadEvent, LoadSettings, Wanted,
+    self, BundleSource, ImportEvent, ImportSettings, LoadEvent, LoadSettings, Manner, Wanted,
 };
 use crate::cache::{
     BucketSweepThread, Cache, CompletionThread, IndexWriter, MaintenanceThread,
@@ -205,6 +205,8 @@ fn preload_in_background(
         attempts: PRELOAD_ATTEMPTS,
         first_wait: PRELOAD_FIRST_WAIT,
         referrers: settings.cache.prefetch.referrers,
+        newest: None,
+        manner: Manner::Background,
     };
     let cache = cache.clone();
     let work = move || {
