@@ -1,6 +1,7 @@
 //! The command line: the structures that `argh` parses, without behaviour.
 
 mod check;
+mod of_server;
 mod tags;
 
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use argh::{ArgsInfo, FromArgs};
 
 pub use check::Check;
+pub use of_server::{Peers, Sync, SyncAction, SyncNow};
 pub use tags::{Tags, TagsAccept, TagsAction, TagsList, TagsReject};
 
 /// Larder: a pull-through cache for container images that keeps working when the network fails.
@@ -68,6 +70,8 @@ pub enum Command {
     Offline(Offline),
     /// Print the members of the group and their state.
     Peers(Peers),
+    /// Show which images are kept present, or load them now.
+    Sync(Sync),
     /// Configure container clients to pull through Larder.
     HostsToml(HostsToml),
     /// Check or print the configuration.
@@ -369,20 +373,6 @@ pub struct Export {
     /// print only errors
     #[argh(switch, short = 'q')]
     pub quiet: bool,
-}
-
-/// Print the members of the group (peers in the configuration) as the running server sees them: their version,
-/// whether they answer, and settings in which they differ. Asks the server at its management port.
-#[derive(Debug, FromArgs, ArgsInfo)]
-#[argh(subcommand, name = "peers")]
-pub struct Peers {
-    /// a digest or an image: also print in which order the members are responsible for it; the first one asks
-    /// the registry
-    #[argh(positional)]
-    pub content: Option<String>,
-    /// print a JSON array
-    #[argh(switch)]
-    pub json: bool,
 }
 
 /// Print or write the configuration that makes container clients pull through Larder. Each registry in

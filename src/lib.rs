@@ -28,6 +28,7 @@ pub mod fuzzing;
 pub mod hello;
 pub mod http;
 pub mod image_references;
+pub mod image_sync;
 pub mod introduction;
 pub mod metrics;
 

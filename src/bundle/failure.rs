@@ -10,6 +10,8 @@ pub(super) struct Failure {
     pub(super) reason: String,
     /// The minimum wait before another attempt; `None` if another attempt cannot help.
     pub(super) retry: Option<Duration>,
+    /// Whether the disk is the cause, or the limits of the cache.
+    pub(super) is_of_disk: bool,
 }
 
 impl From<CacheError> for Failure {
@@ -22,13 +24,13 @@ impl From<CacheError> for Failure {
             }
             _ => Some(Duration::ZERO),
         };
-        Failure { reason: error.to_string(), retry }
+        Failure { reason: error.to_string(), retry, is_of_disk: error.is_the_disks() }
     }
 }
 
 impl From<String> for Failure {
     fn from(reason: String) -> Failure {
-        Failure { reason, retry: None }
+        Failure { reason, retry: None, is_of_disk: false }
     }
 }
 
@@ -36,6 +38,6 @@ impl Failure {
     /// Content was fetched but not stored, for a reason that is in the log. Another attempt may store it.
     pub(super) fn not_stored(reason: impl fmt::Display) -> Failure {
         let reason = format!("it was fetched but not stored: {reason}");
-        Failure { reason, retry: Some(Duration::ZERO) }
+        Failure { reason, retry: Some(Duration::ZERO), is_of_disk: true }
     }
 }

@@ -83,6 +83,15 @@ impl Wanted {
     }
 }
 
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wanted::Image(name, reference) => f.write_str(&name.with(reference)),
+            Wanted::Tags(name, pattern) => write!(f, "{name}:{pattern}"),
+        }
+    }
+}
+
 impl fmt::Display for ListError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(line) = self.line {
@@ -98,13 +107,6 @@ impl std::error::Error for ListError {}
 mod tests {
     use super::*;
 
-    fn shown(wanted: &Wanted) -> String {
-        match wanted {
-            Wanted::Image(name, reference) => name.with(reference),
-            Wanted::Tags(name, pattern) => format!("{name}:{pattern}"),
-        }
-    }
-
     #[test]
     fn entries_are_parsed_as_clients_parse_references() {
         for (text, full) in [
@@ -114,7 +116,9 @@ mod tests {
             ("reg:5000/app:/^v[0-9]+/x$/", "reg:5000/app:/^v[0-9]+/x$/"),
             ("reg:5000/app", "reg:5000/app:latest"),
         ] {
-            assert_eq!(shown(&Wanted::parse(text).unwrap()), full, "{text}");
+            let wanted = Wanted::parse(text).unwrap();
+            assert_eq!(wanted.to_string(), full, "{text}");
+            assert_eq!(Wanted::parse(full), Ok(wanted));
         }
         for (text, words) in [
             ("quay.io/*", "only the tag"),
@@ -130,8 +134,11 @@ mod tests {
     #[test]
     fn lists_allow_comments_blank_lines_and_commas() {
         let list = "# base images\n\nalpine:3.20, busybox # small ones\n  quay.io/org/app:v1  \n";
-        let all: Vec<String> =
-            Wanted::parse_list(list, str::to_owned).unwrap().iter().map(shown).collect();
+        let all: Vec<String> = Wanted::parse_list(list, str::to_owned)
+            .unwrap()
+            .iter()
+            .map(Wanted::to_string)
+            .collect();
         let expected = [
             "docker.io/library/alpine:3.20",
             "docker.io/library/busybox:latest",

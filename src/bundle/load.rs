@@ -10,21 +10,19 @@ use std::thread;
 use std::time::Duration;
 
 use super::blocking::wait;
+use super::expand::{Image, expand};
 use super::failure::Failure;
 use super::list::Wanted;
+use super::newest::Newest;
+use super::outcome::{LoadSummary, Outcome};
 use crate::cache::{
-    BlobLookup, Cache, CacheError, How, ListLookup, ListQuestion, ManifestAnswer, ManifestLookup,
-    Purpose,
+    BackgroundLookup, BlobLookup, Cache, CacheError, How, ManifestAnswer, ManifestLookup, Purpose,
 };
 use crate::oci::{
-    Descriptor, Digest, ImageName, Manifest, ManifestKind, Pattern, Platforms, Reference, Tag,
-    json_reason,
+    Descriptor, Digest, ImageName, Manifest, ManifestKind, Platforms, Reference, Tag,
 };
 use crate::store::Access;
 
-/// The most pages of a tag list that are read for a pattern. With a hundred tags per page, as is usual, this is
-/// more than any repository has.
-const TAG_PAGES_MAX: usize = 1000;
 /// How deep nested indexes are followed: an index of indexes is the deepest in use.
 const DEPTH_MAX: usize = 4;
 /// How many platforms are listed when no requested platform exists.
@@ -45,6 +43,20 @@ pub struct LoadSettings {
     pub first_wait: Duration,
     /// Whether to load signatures, attestations and SBOMs as well.
     pub referrers: bool,
+    /// How many of the tags that match a pattern to load; all of them if `None`.
+    pub newest: Option<Newest>,
+    /// For whom the images are loaded.
+    pub manner: Manner,
+}
+
+/// For whom images are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// For a command that waits: as for a client.
+    Command,
+    /// For no client in particular: clients of the server have priority. Tags are confirmed by their registry even if they
+    /// are fresh.
+    Background,
 }
 
 /// An event of a load.
@@ -89,59 +101,6 @@ pub enum LoadEvent<'a> {
     },
 }
 
-/// The result of loading an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The cache has the complete image, and the registry confirmed the digest.
-    Loaded {
-        /// Bytes of manifests and blobs of the image that were not cached before. Content that images share counts for each
-        /// image that waited for it, and a resumed blob counts completely.
-        fetched_bytes: u64,
-    },
-    /// The cache has the complete image, but the registry could not confirm that the digest is current.
-    Unconfirmed {
-        /// As for [`Outcome::Loaded`].
-        fetched_bytes: u64,
-    },
-    /// The image could not be loaded.
-    Failed {
-        /// The reason.
-        reason: String,
-        /// Whether another load cannot succeed unless something is changed: there is no such image, or it is denied.
-        is_permanent: bool,
-    },
-}
-
-/// The result of loading a list.
-#[derive(Debug, Clone, Default)]
-pub struct LoadSummary {
-    /// Each image with its result, in the order of the list.
-    pub images: Vec<(String, Outcome)>,
-}
-
-impl From<Failure> for Outcome {
-    fn from(failure: Failure) -> Outcome {
-        Outcome::Failed { reason: failure.reason, is_permanent: failure.retry.is_none() }
-    }
-}
-
-impl LoadSummary {
-    /// The images that could not be loaded, with the reasons.
-    pub fn failed(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.images.iter().filter_map(|(image, outcome)| match outcome {
-            Outcome::Failed { reason, .. } => Some((image.as_str(), reason.as_str())),
-            _ => None,
-        })
-    }
-
-    /// How many of the failures are permanent.
-    pub fn failed_permanently(&self) -> usize {
-        let is_permanent =
-            |outcome: &Outcome| matches!(outcome, Outcome::Failed { is_permanent: true, .. });
-        self.images.iter().filter(|(_, outcome)| is_permanent(outcome)).count()
-    }
-}
-
 /// Loads images. Blocks; `report` is called from several threads.
 pub fn load(
     cache: &Cache,
@@ -149,11 +108,17 @@ pub fn load(
     settings: &LoadSettings,
     report: &(dyn Fn(LoadEvent<'_>) + Sync),
 ) -> LoadSummary {
+    load_images(cache, expand(cache, wanted, settings, report), settings, report)
+}
+
+/// Loads images that [`expand`] has found. Blocks; `report` is called from several threads.
+pub fn load_images(
+    cache: &Cache,
+    images: Vec<Image>,
+    settings: &LoadSettings,
+    report: &(dyn Fn(LoadEvent<'_>) + Sync),
+) -> LoadSummary {
     let loading = Loading { cache, settings, report };
-    let mut images: Vec<Image> = wanted.iter().flat_map(|each| loading.expand(each)).collect();
-    // A list may name an image twice, or by a pattern and by its tag.
-    let mut seen = HashSet::new();
-    images.retain(|image| seen.insert(image.reference.clone()));
     let next = AtomicUsize::new(0);
     let outcomes: Vec<Mutex<Option<Outcome>>> = images.iter().map(|_| Mutex::default()).collect();
     let work = || {
@@ -181,16 +146,10 @@ pub fn load(
     LoadSummary { images: images.into_iter().map(|image| image.reference).zip(outcomes).collect() }
 }
 
-/// An image to load, or an entry of the list that failed before its images were known.
-struct Image {
-    reference: String,
-    wanted: Result<(ImageName, Reference), Outcome>,
-}
-
-struct Loading<'a> {
-    cache: &'a Cache,
-    settings: &'a LoadSettings,
-    report: &'a (dyn Fn(LoadEvent<'_>) + Sync),
+pub(super) struct Loading<'a> {
+    pub(super) cache: &'a Cache,
+    pub(super) settings: &'a LoadSettings,
+    pub(super) report: &'a (dyn Fn(LoadEvent<'_>) + Sync),
 }
 
 /// What an attempt has visited and fetched, also if it fails.
@@ -224,62 +183,6 @@ impl Below {
 }
 
 impl Loading<'_> {
-    /// The images that an entry of the list names.
-    fn expand(&self, wanted: &Wanted) -> Vec<Image> {
-        match wanted {
-            Wanted::Image(name, reference) => vec![Image {
-                reference: name.with(reference),
-                wanted: Ok((name.clone(), reference.clone())),
-            }],
-            Wanted::Tags(name, pattern) => {
-                let failed = |failure: Failure| {
-                    let reference = format!("{name}:{pattern}");
-                    vec![Image { reference, wanted: Err(failure.into()) }]
-                };
-                match self.retrying(&format!("{name}:{pattern}"), || self.tags(name, pattern)) {
-                    Err(failure) => failed(failure),
-                    Ok(tags) if tags.is_empty() => failed("no tag matches".to_owned().into()),
-                    Ok(tags) => tags
-                        .into_iter()
-                        .map(|tag| {
-                            let reference = Reference::Tag(tag);
-                            Image {
-                                reference: name.with(&reference),
-                                wanted: Ok((name.clone(), reference)),
-                            }
-                        })
-                        .collect(),
-                }
-            }
-        }
-    }
-
-    fn tags(&self, name: &ImageName, pattern: &Pattern) -> Result<Vec<Tag>, Failure> {
-        let (mut query, mut found) = (String::new(), Vec::new());
-        for _ in 0..TAG_PAGES_MAX {
-            let answer = match self.cache.list(name, ListQuestion::Tags { query })? {
-                ListLookup::Ready(answer) => answer,
-                ListLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
-            };
-            if answer.how == How::Stale {
-                return Err(Failure::from(
-                    "the registry cannot list its tags right now".to_owned(),
-                ));
-            }
-            let body = answer.body.read().map_err(|error| format!("the tag list: {error}"))?;
-            let page: serde_json::Value = serde_json::from_slice(&body)
-                .map_err(|error| format!("the tag list is not JSON: {}", json_reason(&error)))?;
-            let tags = page["tags"].as_array().into_iter().flatten().filter_map(|tag| tag.as_str());
-            let matching = tags.filter(|tag| pattern.matches(tag));
-            found.extend(matching.filter_map(|tag| tag.parse::<Tag>().ok()));
-            match answer.next {
-                Some(next) => query = next,
-                None => return Ok(found),
-            }
-        }
-        Err(format!("the tag list has more than {TAG_PAGES_MAX} pages").into())
-    }
-
     fn image(&self, image: &Image) -> Outcome {
         let (name, reference) = match &image.wanted {
             Ok(wanted) => wanted,
@@ -287,20 +190,28 @@ impl Loading<'_> {
         };
         // In all attempts.
         let mut fetched_bytes = 0;
-        let how = self.retrying(&image.reference, || {
+        let pulled = self.retrying(&image.reference, || {
             let mut walk = Walk::default();
-            let how = self.pull(&image.reference, name, reference, &mut walk);
+            let pulled = self.pull(&image.reference, name, reference, &mut walk);
             fetched_bytes += walk.fetched_bytes;
-            how
+            pulled
         });
-        match how {
-            Ok(How::Stale) => Outcome::Unconfirmed { fetched_bytes },
-            Ok(_) => Outcome::Loaded { fetched_bytes },
+        match pulled {
+            Ok(Some(Failure { reason, retry, .. })) => {
+                Outcome::Unconfirmed { fetched_bytes, reason, is_permanent: retry.is_none() }
+            }
+            Ok(None) => Outcome::Loaded { fetched_bytes },
+            // What does not fit would be downloaded again by each attempt. Nobody waits for the result.
+            Err(Failure { reason, is_of_disk: true, .. })
+                if self.settings.manner == Manner::Background =>
+            {
+                Outcome::Failed { reason, is_permanent: true }
+            }
             Err(failure) => failure.into(),
         }
     }
 
-    fn retrying<T>(
+    pub(super) fn retrying<T>(
         &self,
         image: &str,
         mut attempt: impl FnMut() -> Result<T, Failure>,
@@ -309,7 +220,7 @@ impl Loading<'_> {
         for left in (0..self.settings.attempts.max(1)).rev() {
             match attempt() {
                 Ok(value) => return Ok(value),
-                Err(Failure { reason, retry: Some(required) }) if left > 0 => {
+                Err(Failure { reason, retry: Some(required), .. }) if left > 0 => {
                     let wait = backoff.max(required).min(LONGEST_WAIT);
                     (self.report)(LoadEvent::Retry { image, reason: &reason, wait });
                     thread::sleep(wait);
@@ -321,14 +232,24 @@ impl Loading<'_> {
         Err("it was not attempted".to_owned().into())
     }
 
-    /// One attempt: fetches the manifest, then everything below it. Returns where the manifest came from.
+    /// One attempt: fetches the manifest, then everything below it. Returns why its tag was not confirmed, if it was not.
     fn pull(
         &self,
         image: &str,
         name: &ImageName,
         reference: &Reference,
         walk: &mut Walk,
-    ) -> Result<How, Failure> {
+    ) -> Result<Option<Failure>, Failure> {
+        let unconfirmed = match (self.settings.manner, reference) {
+            (Manner::Background, Reference::Tag(tag)) => self.cache.confirm_tag(name, tag).err(),
+            _ => None,
+        };
+        // The lookup of what is not cached would send the same request again.
+        if let (Some(error), Reference::Tag(tag)) = (&unconfirmed, reference)
+            && !self.has_tag(name, tag)?
+        {
+            return Err(error.clone().into());
+        }
         let answer = self.manifest(name, reference)?;
         let below = self.below(image, name, &answer, 0, walk)?;
         if let Reference::Tag(tag) = reference {
@@ -357,7 +278,15 @@ impl Loading<'_> {
                 }
             }
         }
-        Ok(answer.how)
+        Ok(match (unconfirmed, answer.how) {
+            (Some(error), _) => Some(error.into()),
+            (None, How::Stale) => Some(Failure {
+                reason: "the registry did not confirm that this is the current version".into(),
+                retry: Some(Duration::ZERO),
+                is_of_disk: false,
+            }),
+            (None, _) => None,
+        })
     }
 
     fn manifest(
@@ -423,7 +352,7 @@ impl Loading<'_> {
                         Ok(of_child) => below.add(of_child),
                         // Tools that copy single platforms often omit attestations, and no client needs
                         // them to run the image.
-                        Err(Failure { retry: None, reason }) if child.attests.is_some() => {
+                        Err(Failure { retry: None, reason, .. }) if child.attests.is_some() => {
                             log::info!(
                                 "{image}: skipped the attestation {}: {reason}",
                                 child.digest
@@ -464,18 +393,30 @@ impl Loading<'_> {
         let mut waits = Vec::new();
         let mut first_failure = None;
         for blob in blobs {
-            match self.cache.blob(name, &blob.digest, Purpose::Read) {
-                Ok(BlobLookup::Ready(_)) => {}
-                Ok(BlobLookup::Wait(waiting)) => {
+            match self.find_blob(name, blob) {
+                Ok(BackgroundLookup::Found(BlobLookup::Ready(_))) => {}
+                Ok(lookup) => {
                     let (digest, size) = (&blob.digest, blob.size);
                     (self.report)(LoadEvent::Blob { image, digest, size });
-                    waits.push((blob, waiting));
+                    waits.push((blob, lookup));
                 }
                 Err(error) => first_failure = first_failure.or(Some(error)),
             }
         }
-        for (blob, waiting) in waits {
+        for (blob, lookup) in waits {
             let digest = &blob.digest;
+            let found = match lookup {
+                BackgroundLookup::Found(found) => Ok(found),
+                BackgroundLookup::Queued(queued) => queued.started(),
+            };
+            let waiting = match found {
+                Ok(BlobLookup::Wait(waiting)) => waiting,
+                other => {
+                    first_failure = first_failure.or(other.err());
+                    (self.report)(LoadEvent::BlobDone { digest });
+                    continue;
+                }
+            };
             let mut position = 0;
             // All bytes are visible before the blob has its name. A load must wait for the name.
             while position < blob.size
@@ -492,5 +433,23 @@ impl Loading<'_> {
             (self.report)(LoadEvent::BlobDone { digest });
         }
         first_failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+    fn has_tag(&self, name: &ImageName, tag: &Tag) -> Result<bool, Failure> {
+        let found = self.cache.store().find_tag(name, tag, Access::Look);
+        found.map(|record| record.is_some()).map_err(Failure::not_stored)
+    }
+
+    fn find_blob(
+        &self,
+        name: &ImageName,
+        blob: &Descriptor,
+    ) -> Result<BackgroundLookup, CacheError> {
+        match self.settings.manner {
+            Manner::Background => self.cache.blob_in_background(name, blob),
+            Manner::Command => {
+                let found = self.cache.blob(name, &blob.digest, Purpose::Read);
+                found.map(BackgroundLookup::Found)
+            }
+        }
     }
 }

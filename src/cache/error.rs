@@ -36,6 +36,8 @@ pub enum CacheError {
         /// The time until the next request.
         wait: Duration,
     },
+    /// Little is left of the registry's rate limit, and it is kept for clients.
+    KeptForClients,
     /// The request to the registry failed.
     Upstream(UpstreamError),
     /// The registry sent other content than was requested. Nothing was stored.
@@ -89,6 +91,7 @@ impl CacheError {
             }
             CacheError::Refused { .. } | CacheError::Held { .. } => Reason::Denied,
             CacheError::BackingOff { wait } => Reason::RateLimited { retry_after: Some(*wait) },
+            CacheError::KeptForClients => Reason::RateLimited { retry_after: None },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
             CacheError::WrongContent(_) => Reason::Broken,
             CacheError::Store(_)
@@ -216,6 +219,9 @@ impl fmt::Display for CacheError {
                     "the registry's rate limit is reached, the next request is allowed in {}",
                     duration(*wait)
                 )
+            }
+            CacheError::KeptForClients => {
+                write!(f, "the rest of the registry's rate limit is kept for clients")
             }
             CacheError::Upstream(error) => error.fmt(f),
             CacheError::WrongContent(error) => {

@@ -38,6 +38,7 @@ mod redirects;
 mod rules;
 mod scheduler;
 mod status;
+mod unattended;
 mod uploads;
 
 use std::collections::HashMap;
@@ -75,6 +76,7 @@ pub use redirects::REDIRECTED_BYTES_MIN;
 pub use rules::RepositoryRules;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
+pub use unattended::{BackgroundLookup, QueuedBlob};
 pub use uploads::{BucketStatus, UploadSettings, UploadThread, examine_bucket};
 
 pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
@@ -90,6 +92,7 @@ use eviction::EvictionService;
 use lists::ListCache;
 use manifests::ManifestCache;
 use prefetch::Prefetcher;
+use unattended::CreationTimes;
 
 /// How long a client waits for content that is not in the cache. Below the 30 s after which containerd gives up, so
 /// that it receives an error with the reason.
@@ -172,6 +175,7 @@ struct Services {
     lists: Arc<ListCache>,
     prefetcher: Arc<Prefetcher>,
     completions: Arc<Completions>,
+    creation_times: CreationTimes,
 }
 
 /// Requests for content.
@@ -199,8 +203,16 @@ impl Cache {
             Arc::clone(&blobs),
             Arc::clone(&prefetcher),
         ));
-        let services =
-            Services { core, manifests, eviction, blobs, lists, prefetcher, completions };
+        let services = Services {
+            core,
+            manifests,
+            eviction,
+            blobs,
+            lists,
+            prefetcher,
+            completions,
+            creation_times: CreationTimes::default(),
+        };
         Cache { services: Arc::new(services), client: None }
     }
 

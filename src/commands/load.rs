@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar};
 use super::progress::style;
 use super::{CommandError, images, import, note, parsed};
 use crate::api::Naming;
-use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Outcome, Wanted};
+use crate::bundle::{self, LoadEvent, LoadSettings, LoadSummary, Manner, Outcome, Wanted};
 use crate::cache::{self, Cache, Prefetch};
 use crate::cli;
 use crate::config::{Count, Settings};
@@ -55,6 +55,8 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
         attempts: attempts.map_or(ATTEMPTS, |Count(count)| count),
         first_wait: FIRST_WAIT,
         referrers: settings.cache.prefetch.referrers,
+        newest: None,
+        manner: Manner::Command,
     };
     let store = Store::open(&settings.store)?;
     if !sources.bundles.is_empty() {
@@ -289,10 +291,10 @@ impl Display {
                 Outcome::Loaded { fetched_bytes } => {
                     format!("{image}: loaded, {} fetched", size(*fetched_bytes))
                 }
-                Outcome::Unconfirmed { fetched_bytes: 0 } => {
+                Outcome::Unconfirmed { fetched_bytes: 0, .. } => {
                     format!("{image}: already cached, unconfirmed")
                 }
-                Outcome::Unconfirmed { fetched_bytes } => {
+                Outcome::Unconfirmed { fetched_bytes, .. } => {
                     format!("{image}: loaded, {} fetched, unconfirmed", size(*fetched_bytes))
                 }
                 // At the end, where it is not overlooked.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::Agent;
+use ureq::http::{Method, Request};
 
 use super::CommandError;
 use crate::api::{ManagementSettings, Scope};
@@ -20,6 +21,22 @@ const BYTES_MAX: u64 = 64 << 20;
 /// # Errors
 /// [`CommandError::Running`] if there is no management port, the server cannot be reached, or it refuses the request.
 pub(super) fn get(settings: &ManagementSettings, path: &str) -> Result<Value, CommandError> {
+    request(settings, Method::GET, path)
+}
+
+/// Requests a change.
+///
+/// # Errors
+/// As [`get`].
+pub(super) fn post(settings: &ManagementSettings, path: &str) -> Result<Value, CommandError> {
+    request(settings, Method::POST, path)
+}
+
+fn request(
+    settings: &ManagementSettings,
+    method: Method,
+    path: &str,
+) -> Result<Value, CommandError> {
     let everything = settings.listeners.iter().find(|each| each.scope == Scope::Everything);
     let Some(listener) = everything else {
         return Err(failed(
@@ -35,7 +52,7 @@ pub(super) fn get(settings: &ManagementSettings, path: &str) -> Result<Value, Co
         .timeout_global(Some(TIMEOUT))
         .build()
         .into();
-    let request = agent.get(format!("http://{address}{path}"));
+    let request = Request::builder().method(method).uri(format!("http://{address}{path}"));
     let token = settings.token_file.as_deref().and_then(|path| fs::read_to_string(path).ok());
     let request = match token {
         Some(token) => request.header("Authorization", format!("Bearer {}", token.trim())),
@@ -46,7 +63,8 @@ pub(super) fn get(settings: &ManagementSettings, path: &str) -> Result<Value, Co
             "cannot ask the server at {address}: {error}; is it running with this configuration?"
         ))
     };
-    let response = request.call().map_err(unreachable)?;
+    let request = request.body(()).map_err(|error| unreachable(error.into()))?;
+    let response = agent.run(request).map_err(unreachable)?;
     let status = response.status();
     let body = response.into_body().into_with_config().limit(BYTES_MAX).read_to_string();
     let document: Value = serde_json::from_str(&body.map_err(unreachable)?).unwrap_or(Value::Null);

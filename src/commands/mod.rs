@@ -7,6 +7,7 @@ mod config_check;
 mod config_file;
 mod export;
 mod hosts_toml;
+mod image_sync;
 mod images;
 mod import;
 mod list;
@@ -76,6 +77,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
         Command::Peers(command) => peers::peers(&settings()?, command),
+        Command::Sync(command) => image_sync::sync(&settings()?, command),
         Command::HostsToml(command) => hosts_toml::hosts_toml(&settings()?, command),
         Command::Config(Config { action: ConfigAction::Check(_) }) => {
             config_check::check(&settings()?, arguments.config_file.as_deref())
@@ -281,7 +283,7 @@ pub enum CommandError {
         /// The system's error.
         source: io::Error,
     },
-    /// A request to the running server failed; the text says why.
+    /// A request to the running server failed, or what it was to do; the text says why.
     Running(String),
     /// Another system call failed.
     System {

@@ -47,6 +47,7 @@ enum Place {
     Directory,
     Configuration,
     ServerConfiguration,
+    Sync,
 }
 
 fn all(settings: &Settings, store: &Store) -> Result<Vec<Pin>, CommandError> {
@@ -63,6 +64,10 @@ fn all(settings: &Settings, store: &Store) -> Result<Vec<Pin>, CommandError> {
         configured.all().unwrap_or_default().iter().map(ToString::to_string).collect();
     let of_server = server_pins(store)?.into_iter().filter(|text| !local.contains(text));
     pins.extend(of_server.map(|text| pin(text, Place::ServerConfiguration)));
+    let doing = "read the images that sync keeps present";
+    let synced = store.synced_pins();
+    let synced = synced.map_err(|source| CommandError::System { doing, source })?;
+    pins.extend(synced.into_iter().map(|text| pin(text, Place::Sync)));
     pins.extend(directory_pins(store)?.into_iter().map(|text| pin(text, Place::Directory)));
     Ok(pins)
 }
@@ -77,6 +82,7 @@ fn print(pins: &[Pin], is_json: bool) -> Result<(), CommandError> {
                     Place::Directory => "directory",
                     Place::Configuration => "configuration",
                     Place::ServerConfiguration => "serverConfiguration",
+                    Place::Sync => "sync",
                 };
                 let key = if pin.is_list { "list" } else { "pin" };
                 json!({key: pin.text, "in": place})
@@ -93,6 +99,7 @@ fn print(pins: &[Pin], is_json: bool) -> Result<(), CommandError> {
             Place::Directory => text,
             Place::Configuration => format!("{text}  (configuration)"),
             Place::ServerConfiguration => format!("{text}  (configuration of the server)"),
+            Place::Sync => format!("{text}  (sync)"),
         }
     };
     printed(pins.iter().try_for_each(|pin| writeln!(out, "{}", line(pin))))
@@ -116,7 +123,11 @@ pub(super) fn unpin(settings: &Settings, command: &cli::Unpin) -> Result<(), Com
         let is_configured =
             settings.cache.maintenance.pins.named().any(|pin| pin.to_string() == *unknown)
                 || server_pins(&store)?.contains(unknown);
+        let is_synced = store.synced_pins().is_ok_and(|pins| pins.contains(unknown));
         return Err(CommandError::Usage(match is_configured {
+            false if is_synced => {
+                format!("{unknown} is kept present by sync; remove it from the configuration")
+            }
             true => format!("{unknown} is pinned by the configuration; remove it from pin there"),
             false => format!("{unknown} is not pinned; larder pin prints all pins"),
         }));

@@ -18,6 +18,7 @@ use crate::cache::Cache;
 use crate::certificates::CertificateError;
 use crate::config::{self, Overrides, Settings};
 use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
+use crate::image_sync::{self, ImageSync, SyncEntry};
 use crate::introduction;
 use crate::prune;
 use crate::upstream::{EndpointSettings, Registries, RegistryChanges, TlsSettings};
@@ -126,6 +127,10 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
         ));
     }
     remarks.extend(unreadable(settings));
+    if settings.cache.air_gapped && !settings.sync.is_empty() {
+        remarks
+            .push(warning("sync has no effect with airGapped, because no registry is contacted"));
+    }
     if settings.access.is_some() && settings.tls.is_none() && !settings.listen.ip().is_loopback() {
         remarks.push(warning(
             "serverAuthConfig without serverTlsConfig: passwords cross the network unencrypted, \
@@ -142,6 +147,15 @@ fn unreadable(settings: &Settings) -> Vec<Remark> {
     let errors = lists.filter_map(|path| prune::read_pins(path).err());
     let mut remarks: Vec<Remark> =
         errors.map(|wrong| error(format!("pinLists: {wrong}"))).collect();
+    for entry in &settings.sync {
+        for path in &entry.lists {
+            let expand = |text: &str| settings.naming.expand(text);
+            if let Err(wrong) = image_sync::read_list(path, &expand) {
+                let (name, path) = (&entry.name, path.display());
+                remarks.push(error(format!("sync: {name}: lists: {path}: {wrong}")));
+            }
+        }
+    }
     let mut unreadable = |place: &str, key: &str, path: &Path, effect: &str| {
         if let Err(wrong) = fs::File::open(path) {
             let path = path.display();
@@ -179,6 +193,9 @@ pub(super) struct Running {
     pub(super) api: Arc<Api>,
     /// `None` if the server uses plain HTTP.
     pub(super) tls: Option<Arc<ServerTls>>,
+    pub(super) sync: ImageSync,
+    /// The entry of `preloadImages`.
+    pub(super) preload: Option<SyncEntry>,
 }
 
 impl Running {
@@ -198,6 +215,8 @@ impl Running {
             tls.reconfigure(settings);
         }
         self.set_users(settings.access.as_ref());
+        // Last, because its fetches use all of the above.
+        self.sync.reconfigure(serve::sync_settings(settings, self.preload.as_ref()));
         changes
     }
 }
@@ -415,7 +434,9 @@ mod tests {
             let clock = Arc::new(SystemTime::now);
             let cache = Cache::new(store, sources, settings.cache.clone(), clock);
             let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
-            let running = Running { cache, registries, api, tls: None };
+            let sync = serve::sync_settings(&settings, None);
+            let sync = ImageSync::start(cache.clone(), sync).unwrap();
+            let running = Running { cache, registries, api, tls: None, sync, preload: None };
             let reloader = Reloader::new(overrides, file, settings, running);
             Site { path, reloader, _directory: directory }
         }

@@ -17,9 +17,7 @@ use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service, webhook};
 use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
-use crate::bundle::{
-    self, BundleSource, ImportEvent, ImportSettings, LoadEvent, LoadSettings, Wanted,
-};
+use crate::bundle::{self, BundleSource, ImportEvent, ImportSettings};
 use crate::cache::{
     BucketSweepThread, Cache, CompletionThread, IndexWriter, MaintenanceThread,
     REDIRECTED_BYTES_MIN, Scrubber, UploadThread,
@@ -27,18 +25,13 @@ use crate::cache::{
 use crate::config::{self, Overrides, Settings};
 use crate::hello;
 use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
+use crate::image_sync::{self, ImageSync, PRELOAD, Schedule, SyncEntry};
 use crate::introduction;
 use crate::store::Store;
-use crate::units::{duration, plural};
+use crate::units::plural;
 use crate::upstream::{ProxySettings, Registries, Sources};
 use crate::users::Users;
 
-/// The number of images that are preloaded at the same time: clients need a share of the link.
-const PRELOAD_PARALLEL: usize = 2;
-/// The number of attempts for each image, and the wait before the second one: together some minutes, in which
-/// the network of a booting machine comes up.
-const PRELOAD_ATTEMPTS: u32 = 8;
-const PRELOAD_FIRST_WAIT: Duration = Duration::from_secs(2);
 /// File descriptors reserved for everything but clients: upstream connections, partial downloads, the log.
 const DESCRIPTORS_RESERVED: u64 = 256;
 /// How long to wait after the drain for commits of blobs that are being written to disk.
@@ -65,8 +58,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     reload::check(&settings)?;
     banner(&settings);
     reload::warn_of(&settings);
-    let preload = settings.preload_images.as_deref();
-    let preload = preload.map(|path| load::read_list(path, &settings.naming)).transpose()?;
+    let preload = preload(&settings)?;
     let started = SystemTime::now();
     introduction::set_own(settings.introduction());
     let store = Store::open(&settings.store)?;
@@ -105,8 +97,12 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let tls = tls.map_err(CommandError::ServerTls)?.map(Arc::new);
     let server = Server::bind(&[settings.listen], edge, tls.clone(), Arc::clone(&api) as _)?;
     cache.metrics().label_registries(labels(&settings));
-    let management = serve_management(&settings, &cache, api.naming(), &server, started)?;
-    let running = Running { cache: cache.clone(), registries, api, tls };
+    let sync = ImageSync::start(cache.clone(), sync_settings(&settings, preload.as_ref()))
+        .map_err(|source| CommandError::System { doing: "start syncing images", source })?;
+    let management = serve_management(&settings, &cache, &sync, api.naming(), &server, started)?;
+    let cache_of_running = cache.clone();
+    let running =
+        Running { cache: cache_of_running, registries, api, tls, sync: sync.clone(), preload };
     // Capacity 1: a reload serves all signals that arrive before it starts.
     let (hangups, received_hangups) = sync_channel(1);
     Reloader::new(overrides, file, settings.clone(), running).start(received_hangups)?;
@@ -117,9 +113,6 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     log::info!("listening on {}", server.address());
     if settings.resume_on_start {
         cache.resume_downloads();
-    }
-    if let Some(wanted) = preload {
-        preload_in_background(&cache, wanted, &settings)?;
     }
 
     service::ready(&format!("serving on {}", server.address()));
@@ -133,6 +126,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let finished = plural(report.finished, "connection");
     log::info!("drained: {finished} finished, {} closed by force", report.cut);
     management.iter().for_each(Controller::drain);
+    // The failures that follow are not those of the images.
+    sync.stop();
     // First, because this ends evictions for which fetches wait.
     cache.close();
     drop((scrubber, maintenance, completion));
@@ -194,42 +189,32 @@ fn import_hello_world(store: &Store, now: SystemTime) {
     }
 }
 
-/// Preloads images while the server already serves clients: an incomplete cache is better than none, and a
-/// network failure must not prevent the start.
-fn preload_in_background(
-    cache: &Cache,
-    wanted: Vec<Wanted>,
-    settings: &Settings,
-) -> Result<(), CommandError> {
-    let load_settings = LoadSettings {
+/// The entry of `preloadImages`. It loads its images while the server already serves clients: an incomplete cache is
+/// better than none, and a network failure must not prevent the start. The list is read now, so that an unreadable one
+/// does.
+fn preload(settings: &Settings) -> Result<Option<SyncEntry>, CommandError> {
+    let Some(path) = &settings.preload_images else { return Ok(None) };
+    Ok(Some(SyncEntry {
+        name: PRELOAD.to_owned(),
+        images: load::read_list(path, &settings.naming)?,
+        lists: Vec::new(),
+        newest: None,
+        schedule: Schedule::AtStart,
         platforms: settings.load_platforms.clone(),
-        parallel: PRELOAD_PARALLEL,
-        attempts: PRELOAD_ATTEMPTS,
-        first_wait: PRELOAD_FIRST_WAIT,
         referrers: settings.cache.prefetch.referrers,
-    };
-    let cache = cache.clone();
-    let work = move || {
-        let summary = bundle::load(&cache, &wanted, &load_settings, &|event| {
-            if let LoadEvent::Retry { image, reason, wait } = event {
-                log::info!("preload: {image}: {reason}; retrying in {}", duration(wait));
-            }
-        });
-        for (image, reason) in summary.failed() {
-            log::warn!("preload: {image}: {reason}");
-        }
-        let failed = summary.failed().count();
-        log::info!(
-            "preload: {} of {} in the cache",
-            wanted.len() - failed,
-            plural(wanted.len(), "image")
-        );
-    };
-    thread::Builder::new()
-        .name("preload".into())
-        .spawn(work)
-        .map(drop)
-        .map_err(|source| CommandError::System { doing: "preload images", source })
+    }))
+}
+
+/// The entries of `sync`, and that of `preloadImages`, which stays as it was at the start.
+pub(super) fn sync_settings(
+    settings: &Settings,
+    preload: Option<&SyncEntry>,
+) -> image_sync::Settings {
+    let naming = settings.naming.clone();
+    image_sync::Settings {
+        entries: preload.cloned().into_iter().chain(settings.sync.iter().cloned()).collect(),
+        expand: Arc::new(move |text| naming.expand(text)),
+    }
 }
 
 /// The registries with a label value of their own in metrics.
@@ -241,6 +226,7 @@ pub(super) fn labels(settings: &Settings) -> impl Iterator<Item = &str> {
 fn serve_management(
     settings: &Settings,
     cache: &Cache,
+    sync: &ImageSync,
     naming: NamingInForce,
     serving: &Server,
     started: SystemTime,
@@ -248,6 +234,7 @@ fn serve_management(
     let listeners = &settings.management.listeners;
     let setting = Setting {
         cache: cache.clone(),
+        sync: sync.clone(),
         naming,
         edge: serving.controller(),
         token: settings.management.token_file.clone().map(token),

@@ -61,6 +61,13 @@ pub enum ConfigError {
         /// The problem, and the fix.
         reason: String,
     },
+    /// An entry of `sync` contradicts itself or another one.
+    Sync {
+        /// Its name.
+        name: String,
+        /// The problem, and the fix.
+        reason: String,
+    },
     /// An environment variable has an invalid value.
     Environment {
         /// Its name.
@@ -98,6 +105,7 @@ impl fmt::Display for ConfigError {
             }
             ConfigError::Registry { name, reason } => write!(f, "registries: {name}: {reason}"),
             ConfigError::Peers { reason } => write!(f, "peers: {reason}"),
+            ConfigError::Sync { name, reason } => write!(f, "sync: {name}: {reason}"),
             ConfigError::Parent { url, reason } => write!(f, "parents: {url}: {reason}"),
             ConfigError::Environment { variable, reason } => {
                 write!(f, "the environment variable {variable}: {reason}")

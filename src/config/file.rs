@@ -13,7 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use super::auth::{Prefix, ProviderOptions, TokenProvider};
 use super::events::EventsEntry;
 use super::freshness::TagRuleEntry;
-use super::keys::{Applies, Comparison, Section, Unset, Value, section};
+use super::image_sync::SyncKeys;
+use super::keys::{Applies, Comparison, Section, Unset, Value, names, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
 use super::number::{Count, Port, Timeout};
@@ -113,7 +114,7 @@ section! {
         /// How long a tag is fresh after the registry confirmed it: a duration, `0` or `always` to check on every pull,
         /// `forever` to never check again.
         AtOnce "tagTtl" tag_ttl: Text<TtlText> = Text(TtlText(TAG_TTL));
-        /// Rules for tags by name; the first match wins. See [How long a tag is fresh](#how-long-a-tag-is-fresh).
+        /// Rules for tags by name; the first that matches and sets a value applies. See [How long a tag is fresh](#how-long-a-tag-is-fresh).
         AtOnce "tags" tags: Vec<TagRuleEntry> = vec![];
         /// How long after it expired a tag is still served immediately, as stale, while Larder checks it in the
         /// background.
@@ -147,11 +148,13 @@ section! {
         /// A list of images to load at start, while the server is already serving: one or more per line, `#` for
         /// comments, patterns for tags, as in `quay.io/org/app:v1.*`.
         Restart "preloadImages" preload_images: Option<PathBuf> = None, flag "--preload-images";
+        /// Images that are kept present on a schedule. See [docs/sync.md](sync.md).
+        AtOnce "sync" sync: Vec<SyncKeys> = vec![];
         /// Lists for `larder load` without arguments, separated by commas.
         Commands "imageFile" image_file: Option<String> = None;
-        /// With `arch`: the platform that `preloadImages` and `larder load` choose from multi-platform images.
+        /// With `arch`: the platform that `preloadImages`, `sync` and `larder load` choose from multi-platform images.
         Restart "os" os: Option<String> = None, flag "--os", default "`platforms`, or `linux`";
-        /// With `os`: the platform that `preloadImages` and `larder load` choose from multi-platform images.
+        /// With `os`: the platform that `preloadImages`, `sync` and `larder load` choose from multi-platform images.
         Restart "arch" arch: Option<String> = None, flag "--arch", default "`platforms`, or this machine's";
         /// Periodic verification of all cached blobs. Damaged blobs are moved to `quarantine/` and fetched again.
         Restart "scrub" scrub: ScrubEntry = all_defaults();
@@ -395,18 +398,6 @@ section! {
         /// Accept any certificate of the endpoint.
         "insecureSkipVerify" insecure_skip_verify: bool = false;
     }
-}
-
-/// The values of keys that have a fixed set of them.
-macro_rules! names {
-    ($($(#[doc = $about:literal])* $name:ident { $($variant:ident),* })*) => { $(
-        $(#[doc = $about])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
-        #[serde(rename_all = "lowercase")]
-        pub(super) enum $name { $($variant),* }
-
-        impl Value for $name {}
-    )* };
 }
 
 names! {

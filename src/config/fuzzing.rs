@@ -5,12 +5,14 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use super::image_sync::{ImageText, Interval, SyncName};
 use super::parse::parse;
 use super::value::{
     EndpointUrl, FreeSpaceText, LogFormat, LogLevel, PlatformText, Rate, Size, Span, TtlText,
 };
 use super::{Differences, Overrides, Settings, build};
 use crate::api::HostName;
+use crate::image_sync::{CronSchedule, Schedule};
 use crate::prune::{parse_duration, parse_since, timestamp};
 use crate::units;
 use crate::upstream::{EcrRegistry, RepositoryPrefix};
@@ -52,6 +54,9 @@ pub(crate) fn values(data: &[u8]) {
     round_trip::<LogLevel>(text);
     round_trip::<LogFormat>(text);
     round_trip::<HostName>(text);
+    round_trip::<SyncName>(text);
+    round_trip::<ImageText>(text);
+    round_trip::<Interval>(text);
     if let Some(endpoint) = round_trip::<EndpointUrl>(text) {
         let url = endpoint.to_string();
         assert!(!url.contains(['@', '?', '#']), "{url}");
@@ -59,6 +64,10 @@ pub(crate) fn values(data: &[u8]) {
     let _ = text.parse::<RepositoryPrefix>();
     let _ = EcrRegistry::in_region(text);
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    if let Some(cron) = round_trip::<CronSchedule>(text) {
+        let next = Schedule::Cron(cron).next(Some(now), now);
+        assert!(next.is_some_and(|next| next > now), "{text}");
+    }
     if let Ok(since) = parse_since(text, now) {
         let shown = timestamp(since);
         // Times before the year 0 and after 9999 have no timestamp.

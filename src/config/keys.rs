@@ -203,4 +203,16 @@ macro_rules! section {
     };
 }
 
-pub(super) use section;
+/// The values of keys that have a fixed set of them.
+macro_rules! names {
+    ($($(#[doc = $about:literal])* $name:ident { $($variant:ident),* })*) => { $(
+        $(#[doc = $about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+        #[serde(rename_all = "lowercase")]
+        pub(super) enum $name { $($variant),* }
+
+        impl Value for $name {}
+    )* };
+}
+
+pub(super) use {names, section};

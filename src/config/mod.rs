@@ -27,6 +27,7 @@ mod file;
 mod freshness;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod image_sync;
 mod keys;
 mod maintenance;
 mod number;
@@ -47,6 +48,7 @@ use std::sync::Arc;
 
 use crate::api::Naming;
 use crate::cache::PrefetchOnHead;
+use crate::image_sync::SyncEntry;
 use crate::introduction::Introduction;
 use crate::oci::{Choice, Platform, PlatformError, Platforms, Upstream};
 use crate::upstream::{
@@ -117,6 +119,8 @@ pub struct Settings {
     pub image_file: Option<String>,
     /// A list of images that the server loads when it starts.
     pub preload_images: Option<PathBuf>,
+    /// The images that are kept present on a schedule.
+    pub sync: Vec<SyncEntry>,
     /// Which children of an index `larder load` fetches without `--platform`.
     pub load_platforms: Platforms,
     /// Keys in the file that have no effect, for a warning at start.
@@ -221,6 +225,11 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
     let auth_of_peers = file.peers.iter_mut().filter_map(|peers| peers.auth.as_mut());
     auth_of_peers.for_each(auth::set_expiry);
     let listen = SocketAddr::new(file.host.0.0, file.port.0);
+    let naming = Naming {
+        default_upstream: file.default_ns.as_ref().map(|ns| ns.0.clone()),
+        aliases: aliases(&file.registries)?,
+    };
+    let load_platforms = load_platforms(&file)?;
     Ok(Settings {
         log_level: file.log_level.0,
         log_format: file.log_format.0,
@@ -247,17 +256,15 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
         tls: clients::tls(&file)?,
         access: clients::access(&file),
         allowed_hosts: clients::allowed_hosts(&file),
-        naming: Naming {
-            default_upstream: file.default_ns.as_ref().map(|ns| ns.0.clone()),
-            aliases: aliases(&file.registries)?,
-        },
+        sync: image_sync::entries(&file, &naming, &load_platforms)?,
+        naming,
         scrub: (!file.scrub.every.0.0.is_zero()).then_some(cache::ScrubPolicy {
             every: file.scrub.every.0.0,
             rate: file.scrub.rate.0.0,
         }),
         image_file: file.image_file.clone(),
         preload_images: file.preload_images.clone(),
-        load_platforms: load_platforms(&file)?,
+        load_platforms,
         without_effect: clients::without_effect(&file),
         keys: file,
     })

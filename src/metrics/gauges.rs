@@ -37,6 +37,11 @@ struct OfRegistry {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfSync {
+    sync: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfEndpoint {
     registry: Arc<str>,
     endpoint: String,
@@ -93,6 +98,8 @@ pub struct Gauges {
     pub free_space_bytes: Option<u64>,
     /// The bucket.
     pub bucket: Option<BucketGauges>,
+    /// The entries of `sync`.
+    pub syncs: Vec<SyncGauges>,
     /// The results of the last walk over the images.
     pub usage: Option<UsageGauges>,
 }
@@ -106,6 +113,19 @@ pub struct BucketGauges {
     pub is_failing: bool,
     /// Blobs and records that wait for their upload.
     pub queued: usize,
+}
+
+/// An entry of `sync`, whose name is in the configuration.
+#[derive(Debug, Clone)]
+pub struct SyncGauges {
+    /// Its name.
+    pub name: String,
+    /// When a run last ended with all images present and confirmed, in seconds since 1970.
+    pub succeeded_seconds: Option<u64>,
+    /// The images that were present after its last run.
+    pub images: u64,
+    /// The images that were missing.
+    pub missing: u64,
 }
 
 /// A fetch pool.
@@ -270,6 +290,7 @@ impl Gauges {
         }
         to.register("events", "Events", events);
         self.register_work(metrics, to);
+        register_syncs(&self.syncs, to);
     }
 
     fn register_work(&self, metrics: &Metrics, to: &mut Registry) {
@@ -328,6 +349,30 @@ impl Gauges {
         let help = "Pulls that remain in the rate limit of a registry";
         to.register("upstream_rate_limit_remaining", help, remaining);
     }
+}
+
+/// Registers the results of the entries of `sync`.
+fn register_syncs(syncs: &[SyncGauges], to: &mut Registry) {
+    let families = || Family::<OfSync, Gauge>::default();
+    let (succeeded, images, missing) = (families(), families(), families());
+    for entry in syncs {
+        let of = OfSync { sync: entry.name.clone() };
+        // Absent before the first success.
+        if let Some(seconds) = entry.succeeded_seconds {
+            succeeded.get_or_create(&of).set(saturating(seconds));
+        }
+        images.get_or_create(&of).set(saturating(entry.images));
+        missing.get_or_create(&of).set(saturating(entry.missing));
+    }
+    to.register(
+        "sync_last_success_timestamp_seconds",
+        "When a run of an entry of sync last ended with all images present and confirmed, in seconds since 1970",
+        succeeded,
+    );
+    let help = "Images that were present after the last run of an entry of sync";
+    to.register("sync_images", help, images);
+    let help = "Images that were missing after the last run of an entry of sync";
+    to.register("sync_missing_images", help, missing);
 }
 
 /// Registers images and bytes for each registry; registries without a label are added up.

@@ -20,7 +20,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-pub use gauges::{BucketGauges, EndpointGauges, Gauges, PoolGauges, UsageGauges};
+pub use gauges::{BucketGauges, EndpointGauges, Gauges, PoolGauges, SyncGauges, UsageGauges};
 
 /// The label of registries that are neither configured nor well known.
 pub const OTHER: &str = "other";

@@ -18,8 +18,10 @@
 //! <root>/pins                                       one pattern per line: images that are never evicted
 //! <root>/pins-configured                            the server's configured pins, for commands that do not read
 //! its configuration
+//! <root>/pins-synced                                the images that `sync` keeps present
 //! <root>/usage/summary.json, images.jsonl           results of the last usage walk, for immediate use
 //! <root>/usage/incomplete.json                      images that the server has not completed, and why
+//! <root>/usage/sync.json                            when each entry of `sync` last ran
 //! ```
 //!
 //! This module must not know that upstreams exist, what HTTP is, or how long anything stays fresh.
@@ -76,14 +78,16 @@ pub use gc::{
     read_pins,
 };
 pub use locks::{
-    BundleLock, CommitLock, FetchLock, JobLease, PeriodicJob, SweepLocked, UploadLock,
+    BundleLock, CommitLock, FetchLock, ImageSyncLock, JobLease, PeriodicJob, SweepLocked,
+    UploadLock,
 };
 pub use names::{
     Catalogue, CatalogueImage, CatalogueRepository, Content, Graph, GraphBlob, GraphManifest,
     ListRecord, RepositoryNames, RepositoryTimes, StoredImage,
 };
 pub use usage::{
-    DiskUsage, ImageUsage, IncompleteImage, RegistryUsage, RepositoryUsage, Space, UsageSummary,
+    DiskUsage, ImageUsage, IncompleteImage, RegistryUsage, RepositoryUsage, Space, SyncRecord,
+    UsageSummary,
 };
 
 use content::documents;

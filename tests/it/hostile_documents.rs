@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use larder::bundle::{LoadSettings, Wanted, load};
+use larder::bundle::{LoadSettings, Manner, Wanted, load};
 use larder::oci::Platforms;
 use serde_json::{Value, json};
 
@@ -260,6 +260,8 @@ fn repeated_index_child_is_visited_once() {
         attempts: 1,
         first_wait: Duration::ZERO,
         referrers: false,
+        newest: None,
+        manner: Manner::Command,
     };
     let summary = load(&larder.cache(), &[wanted], &settings, &|_| {});
     assert_eq!(summary.failed().count(), 0, "{summary:?}");

@@ -60,6 +60,9 @@ mod lists;
 mod referrers;
 // `larder load`.
 mod loading;
+// Images that are kept present on a schedule.
+mod image_sync;
+mod image_sync_server;
 // Prefetching.
 mod prefetch;
 // Images that nodes check with HEAD only.

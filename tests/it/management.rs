@@ -19,6 +19,7 @@ fn every_operation_matches_the_openapi_document() {
     let (registry, site, _) = Site::with_samples(&["app:1", "app:2"]);
     site.configure(
         "pin: [nginx]\ncacheSize: 1GB\nfreeSpace: 1kB\npeers: {urls: ['http://127.0.0.1:1']}\n\
+         sync: [{name: apps, images: [app:1], every: 1h}]\n\
          objectStore: {endpoint: 'http://127.0.0.1:1', bucket: b, accessKeyId: a, secretAccessKey: b}",
     );
     let digest = registry.add_blob("library/big", &bytes(100_000, 1));
@@ -77,6 +78,11 @@ fn every_operation_matches_the_openapi_document() {
         ("GET /api/v1/peers", "?image=app:1", 200),
         ("GET /api/v1/peers", "?digest=x", 400),
         ("GET /api/v1/bucket", "", 200),
+        ("GET /api/v1/sync", "", 200),
+        ("GET /api/v1/sync", "?name=apps", 400),
+        ("POST /api/v1/sync", "?name=apps", 202),
+        ("POST /api/v1/sync", "", 202),
+        ("POST /api/v1/sync", "?name=nosuch", 404),
         ("POST /api/v1/pins", "?pattern=app:1", 200),
         ("POST /api/v1/pins", "", 400),
         ("GET /api/v1/pins", "", 200),
@@ -164,7 +170,7 @@ fn status_reports_everything_in_one_response() {
     site.run_ok(&["offline", "on"]);
     until("offline mode", || server.api("status")["offline"] == true);
     assert_eq!(server.metric("larder_offline"), 1.0);
-    for what in ["flights/resume", "prefetch?image=app:1", "check?target=docker.io"] {
+    for what in ["flights/resume", "prefetch?image=app:1", "check?target=docker.io", "sync"] {
         let got = server.call("POST", what);
         assert!(got.status == 409 && got.text().contains("larder offline"), "{what}: {got:?}");
     }

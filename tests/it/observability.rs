@@ -9,7 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use larder::metrics::{
-    ANSWERS, BucketGauges, EndpointGauges, Gauges, Metrics, PoolGauges, Removal, UsageGauges,
+    ANSWERS, BucketGauges, EndpointGauges, Gauges, Metrics, PoolGauges, Removal, SyncGauges,
+    UsageGauges,
 };
 use regex_lite::Regex;
 use serde_json::Value;
@@ -259,6 +260,12 @@ fn every_gauge() -> Gauges {
         disk_inodes: Some(1),
         cache_size_bytes: Some(1),
         free_space_bytes: Some(1),
+        syncs: vec![SyncGauges {
+            name: "base".into(),
+            succeeded_seconds: Some(1),
+            images: 1,
+            missing: 1,
+        }],
         usage: Some(usage),
     }
 }

@@ -31,6 +31,11 @@ const MODULES: &[(&str, &str, &str)] = &[
     ),
     ("prune", "oci store", "HTTP to clients"),
     ("bundle", "oci store cache units", "HTTP to clients"),
+    (
+        "image_sync",
+        "oci store cache bundle units events",
+        "HTTP, how upstreams are contacted, the configuration file",
+    ),
     ("image_references", "oci", "files, registries, command line"),
     ("hello", "oci", "files, how images are served"),
     ("client_config", "oci", "files, Larder's own configuration"),
@@ -38,12 +43,12 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("http", "certificates client_address budget units sync", "registries, digests, store"),
     (
         "api",
-        "oci cache prune metrics http users client_address budget via introduction units events",
+        "oci cache prune metrics http users client_address budget via introduction units events image_sync",
         "the upstream client, file paths",
     ),
     (
         "config",
-        "oci store certificates users hello upstream cache http api prune introduction events",
+        "oci store certificates users hello upstream cache http api prune introduction events image_sync",
         "behaviour: of other modules it knows their Settings",
     ),
     ("cli", "", "behaviour: it is argh structs"),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::status::Refusal;
 use super::check::{CheckTarget, check_document};
-use super::{Handlers, accepted, document, documents, read};
+use super::{Handlers, accepted, document, documents, read, sync};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
 use crate::oci::{Choice, Decision, Digest, Reference, Upstream};
@@ -17,6 +17,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "prune" => prune(handlers, request),
         "prefetch" => prefetch(handlers, request),
         "check" => check(handlers, request),
+        "sync" => sync::request(handlers, request),
         "flights/resume" => resume(handlers, request),
         "tags/accept" => decide(handlers, request, Decision::Accepted),
         "tags/reject" => decide(handlers, request, Decision::Rejected),

@@ -48,6 +48,7 @@ pub(super) fn gauges(handlers: &Handlers) -> Gauges {
             is_failing: status.failure.is_some(),
             queued: status.queued,
         }),
+        syncs: super::sync::gauges(handlers),
         usage: cache.store().usage().map(usage_gauges),
     }
 }

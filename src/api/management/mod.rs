@@ -14,6 +14,7 @@ mod gauges;
 mod page;
 mod query;
 mod read;
+mod sync;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use super::status::{Refusal, refusal, unready};
 use super::{NamingInForce, ping};
 use crate::cache::Cache;
 use crate::http::{Body, Context, Controller, Handler, Method, Reply, Request, Step};
+use crate::image_sync::ImageSync;
 use crate::oci::Platforms;
 use access::Token;
 use query::Query;
@@ -94,6 +96,8 @@ pub struct ManagementSettings {
 pub struct Setting {
     /// The cache.
     pub cache: Cache,
+    /// The images that are kept present.
+    pub sync: ImageSync,
     /// The rules by which clients name registries.
     pub naming: NamingInForce,
     /// The serving port.
@@ -117,6 +121,7 @@ pub struct Management {
 /// The request handlers' state, shared by all listeners.
 struct Handlers {
     cache: Cache,
+    sync: ImageSync,
     naming: NamingInForce,
     edge: Controller,
     token: Token,
@@ -131,12 +136,22 @@ struct Handlers {
 impl Management {
     /// One for each scope.
     pub fn new(setting: Setting, scopes: &[Scope]) -> Vec<Management> {
-        let Setting { cache, naming, edge, token, platforms, started, version } = setting;
+        let Setting { cache, sync, naming, edge, token, platforms, started, version } = setting;
         let token = Token::new(token);
         let heavy = AtomicUsize::new(0);
         let bodies = Bodies::new(cache.clone());
-        let handlers =
-            Handlers { cache, naming, edge, token, platforms, started, version, bodies, heavy };
+        let handlers = Handlers {
+            cache,
+            sync,
+            naming,
+            edge,
+            token,
+            platforms,
+            started,
+            version,
+            bodies,
+            heavy,
+        };
         let handlers = Arc::new(handlers);
         let of = |scope: &Scope| Management { handlers: Arc::clone(&handlers), scope: *scope };
         scopes.iter().map(of).collect()
@@ -203,6 +218,7 @@ impl Handlers {
             "status" | "history" | "images" | "image" | "incomplete" | "repositories" | "blobs"
             | "upstreams" | "peers" | "bucket" | "events" => "GET, HEAD",
             "flights" => "GET, HEAD, DELETE",
+            "sync" => "GET, HEAD, POST",
             "pins" => "GET, HEAD, POST, DELETE",
             "flights/resume" | "prune" | "prefetch" | "check" | "tags/accept" | "tags/reject" => {
                 "POST"

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::super::status::Refusal;
 use super::query::Query;
-use super::{Handlers, document, documents};
+use super::{Handlers, document, documents, sync};
 use crate::cache::{Cache, EndpointKind, ImageUsage};
 use crate::http::{Reply, Request};
 use crate::metrics::ANSWERS;
@@ -33,6 +33,7 @@ pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Resu
         "flights" => handlers.query(request, none).map(|_| flights(&handlers.cache)),
         "upstreams" => handlers.query(request, none).map(|_| upstreams(&handlers.cache)),
         "peers" => peers(handlers, request),
+        "sync" => handlers.query(request, none).map(|_| sync::read(handlers)),
         "bucket" => handlers.query(request, none).map(|_| bucket(&handlers.cache)),
         _ => handlers.query(request, none).map(|_| pins(&handlers.cache)),
     };
@@ -417,7 +418,9 @@ fn pins(cache: &Cache) -> Value {
         choices.into_iter().map(|choice| (choice.to_string(), "list"))
     });
     let kept = cache.store().pins().unwrap_or_default().into_iter().map(|pin| (pin, "cache"));
-    let all = configured.chain(listed).chain(kept);
+    let synced = cache.store().synced_pins().unwrap_or_default();
+    let synced = synced.into_iter().map(|pin| (pin, "sync"));
+    let all = configured.chain(listed).chain(synced).chain(kept);
     let all = all.map(|(pattern, source)| json!({ "pattern": pattern, "source": source }));
     let problem = cache.pins().err().map(|error| error.to_string());
     json!({ "pins": all.collect::<Vec<_>>(), "problem": problem })

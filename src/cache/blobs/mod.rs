@@ -4,6 +4,7 @@
 //! [`BlobCache::fetch`] in `fetch.rs`: the function that downloads a blob into the store.
 
 mod additional;
+mod background;
 mod download;
 mod elsewhere;
 mod fetch;
@@ -47,8 +48,6 @@ use wait::WaitsFor;
 
 /// How many blobs with wrong content are remembered, with the endpoints that sent them.
 const WRONG_REMEMBERED: usize = 1024;
-/// In the background, blobs of at most this size do not wait for larger ones.
-const SHORT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The key includes the registry: a registry that a client chose must not affect what clients of another registry
 /// receive, nor how long that takes.
@@ -182,9 +181,28 @@ impl BlobCache {
         purpose: Purpose,
         client: Option<ClientAddress>,
     ) -> Result<BlobLookup, CacheError> {
+        if let Some(found) = self.find_at_hand(name, digest)? {
+            return Ok(found);
+        }
+        let size_hint = self.size_hint(name, digest);
+        Ok(BlobLookup::Wait(match purpose {
+            Purpose::Read => self.ask_for_blob(name, digest, size_hint, client)?,
+            Purpose::Size => self.ask_for_size(name, digest, size_hint, client)?,
+        }))
+    }
+
+    /// A blob that is in the store or being downloaded.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that the blob is not available.
+    pub(super) fn find_at_hand(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+    ) -> Result<Option<BlobLookup>, CacheError> {
         let size_hint = self.size_hint(name, digest);
         if let Some(blob) = self.core.store.find_blob(digest, size_hint)? {
-            return Ok(BlobLookup::Ready(blob));
+            return Ok(Some(BlobLookup::Ready(blob)));
         }
         if self.core.is_alone() {
             return Err(CacheError::NotCached);
@@ -193,7 +211,7 @@ impl BlobCache {
         if let Some(flight) = self.flights.find(&(name.upstream.clone(), *digest)) {
             let waits_for = WaitsFor::Bytes(flight);
             let (name, how) = (name.clone(), How::Join);
-            return Ok(BlobLookup::Wait(BlobWait { waits_for, name, how, size_hint }));
+            return Ok(Some(BlobLookup::Wait(BlobWait { waits_for, name, how, size_hint })));
         }
         if self.core.negative.is_missing(&Asked::Blob(name.clone(), *digest), self.core.now()) {
             return Err(CacheError::KnownMissing);
@@ -203,10 +221,7 @@ impl BlobCache {
         {
             return Err(CacheError::BackingOff { wait });
         }
-        Ok(BlobLookup::Wait(match purpose {
-            Purpose::Read => self.ask_for_blob(name, digest, size_hint, client)?,
-            Purpose::Size => self.ask_for_size(name, digest, size_hint, client)?,
-        }))
+        Ok(None)
     }
 
     /// Resumes the downloads of listed registries that were interrupted, in this process or an earlier one, in the
@@ -227,59 +242,6 @@ impl BlobCache {
             resumed += usize::from(self.fetch_in_background(name, digest, None, None));
         }
         resumed
-    }
-
-    /// Whether a blob is being fetched, or will be in the background.
-    pub(super) fn is_pending(&self, upstream: &Upstream, digest: &Digest) -> bool {
-        let key = (upstream.clone(), *digest);
-        // In this order: a job that has started leaves the queue only once its flight is visible.
-        lock(&self.queued_in_background).contains(&key) || self.flights.peek(&key).is_some()
-    }
-
-    /// Fetches a blob when no client needs a fetcher. Returns whether it is queued now and was not before.
-    pub(super) fn fetch_in_background(
-        self: &Arc<Self>,
-        name: &ImageName,
-        digest: &Digest,
-        size_hint: Option<u64>,
-        client: Option<ClientAddress>,
-    ) -> bool {
-        let Ok(purpose) = self.core.purpose(name, client) else { return false };
-        let (cache, name, digest) = (Arc::clone(self), name.clone(), *digest);
-        let key = (name.upstream.clone(), digest);
-        if !lock(&self.queued_in_background).insert(key.clone()) {
-            return false;
-        }
-        let forget = |cache: &BlobCache, key: &BlobKey| {
-            lock(&cache.queued_in_background).remove(key);
-        };
-        // Checked after the insertion: a job that has started removes its entry only once its flight is visible.
-        if self.flights.peek(&key).is_some() {
-            forget(self, &key);
-            return false;
-        }
-        let is_short = size_hint.is_some_and(|size| size <= SHORT_BYTES_MAX);
-        let length = if is_short { Length::Short } else { Length::Long };
-        let queued = key.clone();
-        let is_queued = self.core.blob_fetchers.submit_in_background(purpose, length, move || {
-            if cache.core.is_alone()
-                || !matches!(cache.core.store.find_blob(&digest, size_hint), Ok(None))
-            {
-                forget(&cache, &queued);
-                return;
-            }
-            // A client may have started it meanwhile. The job does not follow the flight, since no client waits for it.
-            let joined = cache.flights.join(&queued, || given_up(&name));
-            forget(&cache, &queued);
-            drop(joined.flight);
-            if let Some(leader) = joined.leader {
-                cache.run_flight(name, leader, size_hint, client, None);
-            }
-        });
-        if !is_queued {
-            forget(self, &key);
-        }
-        is_queued
     }
 
     pub(super) fn ask_for_blob(

@@ -406,6 +406,16 @@ impl ListCache {
         Ok(record)
     }
 
+    /// A page of tags as the registry lists them now, and the query of the next page.
+    pub(super) fn current_tags(
+        &self,
+        name: &ImageName,
+        query: &str,
+    ) -> Result<(Document, Option<String>), CacheError> {
+        let record = self.fetch_list(name, &ListQuestion::Tags { query: query.to_owned() })?;
+        Ok((record.body, record.next))
+    }
+
     fn record_of(&self, writer: DocumentWriter, list: List) -> Result<ListRecord, CacheError> {
         let since_epoch = self.core.now().duration_since(SystemTime::UNIX_EPOCH);
         Ok(ListRecord {

@@ -95,6 +95,13 @@ impl ManifestCache {
         self.fetch_by_tag_for(name, tag, &|_| {}).map(|found| found.content)
     }
 
+    /// Confirms a tag with its registry even if it is fresh, or fetches it.
+    pub(in crate::cache) fn confirm(&self, name: &ImageName, tag: &Tag) -> Result<(), CacheError> {
+        let confirmed = self.fetch_by_tag(name, tag);
+        lock(&self.hot).remove(&(name.clone(), Reference::Tag(tag.clone())));
+        confirmed.map(drop)
+    }
+
     fn fetch_by_tag_for(
         &self,
         name: &ImageName,

@@ -33,6 +33,9 @@ scrub: {every: 1d, rate: 5MiB}
 helloWorld: true
 resumeOnStart: false
 preloadImages: /l
+sync:
+  - {name: base, images: ['alpine:3.20', 'quay.io/org/app:/^v1[.]/'], newest: 5, newestBy: date, every: 6h, platforms: [linux/amd64], referrers: true}
+  - {name: apps, lists: [/l], cron: '30 3 * * 1-5'}
 imageFile: /f
 prefetch: false
 platforms: [linux/amd64, linux/arm64]

@@ -8,6 +8,7 @@ use super::super::*;
 use super::settings;
 use crate::cache::{OnUpstreamDelete, Prefetch, PrefetchOnHead, Ttl};
 use crate::certificates::IdentityFiles;
+use crate::image_sync::{Newest, NewestBy, Schedule};
 use crate::oci::ImageName;
 use crate::prune;
 use crate::upstream::{Credentials, HelperSettings, Scheme, Secret, TlsSettings};
@@ -315,4 +316,30 @@ fn certificates_of_members_that_dns_finds_are_for_its_name() {
     let named = peers("peers: {dns: larder-peers.larder.svc, scheme: https, tls: {ca: /ca}}");
     assert_eq!(named.as_deref(), Some("larder-peers.larder.svc"));
     assert_eq!(peers("peers: {urls: ['https://10.0.0.1']}"), None);
+}
+
+#[test]
+fn entries_of_sync_have_the_defaults_of_loads() {
+    let text = "
+os: linux
+arch: s390x
+prefetchReferrers: true
+registries: [{name: docker.io, aliases: [hub]}]
+sync:
+  - {name: one, images: [hub/library/alpine, 'quay.io/org/app:v*'], lists: [/l], every: 6h}
+  - {name: two, lists: [/l], cron: 30 3 * * *, newest: 2, platforms: [all], referrers: false}
+  - {name: three, lists: [/l], cron: '@daily', newest: 3, newestBy: date, platforms: [linux/arm64]}
+";
+    let settings = settings(text).unwrap();
+    let [one, two, three] = &settings.sync[..] else { panic!("three entries") };
+    let images: Vec<String> = one.images.iter().map(ToString::to_string).collect();
+    assert_eq!(images, ["docker.io/library/alpine:latest", "quay.io/org/app:v*"]);
+    assert_eq!(one.schedule, Schedule::Every(Duration::from_secs(6 * 3600)));
+    assert_eq!((&one.platforms, one.referrers), (&settings.load_platforms, true));
+    assert_eq!((one.newest, one.lists.len()), (None, 1));
+    assert_eq!(two.newest, Some(Newest { count: 2, by: NewestBy::Semver }));
+    assert_eq!((&two.platforms, two.referrers), (&Platforms::All, false));
+    assert_eq!(three.newest, Some(Newest { count: 3, by: NewestBy::Date }));
+    assert_eq!(three.platforms, Platforms::parse(["linux/arm64"]).unwrap());
+    assert_eq!(three.schedule, Schedule::Cron("@daily".parse().unwrap()));
 }

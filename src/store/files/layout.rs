@@ -187,6 +187,21 @@ impl Layout {
         self.root.join("pins-configured")
     }
 
+    /// The images that `sync` keeps present, which are pinned.
+    pub(in crate::store) fn synced_pins(&self) -> PathBuf {
+        self.root.join("pins-synced")
+    }
+
+    /// When each entry of `sync` last ran.
+    pub(in crate::store) fn sync_records(&self) -> PathBuf {
+        self.root.join("usage").join("sync.json")
+    }
+
+    /// Held by the process that runs entries of `sync`.
+    pub(in crate::store) fn image_sync_lock(&self) -> PathBuf {
+        self.incoming().join("image-sync.lock")
+    }
+
     /// Pinned images, which are never evicted: one pattern per line.
     pub(in crate::store) fn pins(&self) -> PathBuf {
         self.root.join("pins")
@@ -326,6 +341,7 @@ impl Layout {
             self.usage_lock(),
             self.pins_lock(),
             self.outgoing_lock(),
+            self.image_sync_lock(),
         ];
         locks.iter().for_each(|lock| self.clear_lock(lock));
     }

@@ -36,7 +36,19 @@ pub struct UploadLock {
     _lock: FileLock,
 }
 
+/// The right to run entries of `sync`, which one process holds at a time.
+#[derive(Debug)]
+pub struct ImageSyncLock {
+    _lock: FileLock,
+}
+
 impl Store {
+    /// The right to run entries of `sync`; `None` if another process has it.
+    pub fn lock_image_sync(&self) -> Option<ImageSyncLock> {
+        let file = self.inner.layout.open_lock(&self.inner.layout.image_sync_lock()).ok()?;
+        FileLock::try_exclusive(file).ok()?.map(|lock| ImageSyncLock { _lock: lock })
+    }
+
     /// The right to upload; `None` if another process has it.
     pub fn lock_uploads(&self) -> Option<UploadLock> {
         let file = self.inner.layout.open_lock(&self.inner.layout.outgoing_lock()).ok()?;

@@ -13,4 +13,4 @@ mod interleavings;
 pub use commit::{BundleLock, CommitLock, SweepLocked};
 pub use fetch::FetchLock;
 pub(super) use file_lock::FileLock;
-pub use lease::{JobLease, PeriodicJob, UploadLock};
+pub use lease::{ImageSyncLock, JobLease, PeriodicJob, UploadLock};

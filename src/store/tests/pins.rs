@@ -47,3 +47,40 @@ fn configured_pins_are_saved_and_removed_with_the_configuration() {
     store.note_configured_pins(&pins[1..]).unwrap();
     assert_eq!(store.configured_pins().unwrap(), pins[1..]);
 }
+
+#[test]
+fn images_that_sync_keeps_present_are_pinned() {
+    let (_directory, store) = fresh();
+    let images = texts(&["docker.io/library/alpine:3", "quay.io/org/app:v1"]);
+    store.note_synced_pins(&images).unwrap();
+    assert_eq!(store.synced_pins().unwrap(), images);
+    assert!(store.pins().unwrap().is_empty(), "they cannot be removed by a command");
+    let pins = Pins::load(&store, &PinSettings::default()).unwrap();
+    let covers = |text: &str| {
+        let (name, reference) = crate::oci::PartReference::parse(text).unwrap().or_latest();
+        pins.cover(&name, &reference)
+    };
+    assert!(covers("alpine:3") && covers("quay.io/org/app:v1") && !covers("alpine:4"));
+}
+
+#[test]
+fn pins_that_do_not_fit_into_their_file_are_left_out() {
+    let (_directory, store) = fresh();
+    let images: Vec<String> = (0..20_000).map(|number| format!("{number:01000}")).collect();
+    store.note_synced_pins(&images).unwrap();
+    let kept = store.synced_pins().unwrap();
+    assert!(kept.len() > 16_000 && kept.len() < 17_000, "{}", kept.len());
+}
+
+#[test]
+fn records_of_sync_survive_a_restart_and_damaged_ones_count_as_none() {
+    let (directory, store) = fresh();
+    assert!(store.sync_records().is_empty());
+    let reasons = vec![("a".to_owned(), "it is gone".to_owned())];
+    let record = SyncRecord { name: "one".into(), started: 7, reasons, ..SyncRecord::default() };
+    store.put_sync_records(std::slice::from_ref(&record)).unwrap();
+    let again = open(directory.path());
+    assert_eq!(again.sync_records(), [record]);
+    fs::write(store.root().join("usage/sync.json"), "{").unwrap();
+    assert!(again.sync_records().is_empty());
+}

@@ -3,9 +3,11 @@
 mod configs;
 mod disk;
 mod incomplete;
+mod sync_record;
 mod walk;
 
 pub(super) use disk::SpaceSeen;
 pub use disk::{DiskUsage, Space};
 pub use incomplete::IncompleteImage;
+pub use sync_record::SyncRecord;
 pub use walk::{ImageUsage, RegistryUsage, RepositoryUsage, UsageSummary};

@@ -98,6 +98,7 @@ pub struct Image {
     annotations: Vec<(String, String)>,
     artifact_type: Option<String>,
     subject: Option<Descriptor>,
+    created: Option<String>,
 }
 
 impl Image {
@@ -113,6 +114,7 @@ impl Image {
             annotations: Vec::new(),
             artifact_type: None,
             subject: None,
+            created: None,
         }
     }
 
@@ -151,6 +153,12 @@ impl Image {
         self
     }
 
+    /// States when it was built.
+    pub fn created(mut self, time: &str) -> Image {
+        self.created = Some(time.to_owned());
+        self
+    }
+
     pub fn artifact_type(mut self, artifact_type: &str) -> Image {
         self.artifact_type = Some(artifact_type.to_owned());
         self
@@ -171,12 +179,15 @@ impl Image {
 
     pub fn config(&self) -> Blob {
         let diff_ids: Vec<String> = self.layers.iter().map(|layer| digest_of(layer)).collect();
-        let config = json!({
+        let mut config = json!({
             "architecture": self.architecture,
             "os": self.os,
             "config": {"Labels": {"label": self.label}},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
+        if let Some(created) = &self.created {
+            config["created"] = created.as_str().into();
+        }
         self.blob(config.to_string().into_bytes())
     }
 

@@ -37,13 +37,47 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if a write fails.
     pub fn note_configured_pins(&self, patterns: &[String]) -> Result<(), StoreError> {
-        let path = self.inner.layout.configured_pins();
         if self.configured_pins().is_ok_and(|noted| noted == patterns) {
             return Ok(());
         }
         let head = "# From the server's configuration; rewritten when that changes.\n";
-        let lines: String = patterns.iter().map(|pattern| format!("{pattern}\n")).collect();
-        self.inner.replace(&path, format!("{head}{lines}").as_bytes())
+        self.note_pins(&self.inner.layout.configured_pins(), head, patterns)
+    }
+
+    /// The images that `sync` keeps present.
+    ///
+    /// # Errors
+    /// Like [`Store::pins`].
+    pub fn synced_pins(&self) -> io::Result<Vec<String>> {
+        read(&self.inner.layout.synced_pins())
+    }
+
+    /// Saves the images that `sync` keeps present.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a write fails.
+    pub fn note_synced_pins(&self, images: &[String]) -> Result<(), StoreError> {
+        if self.synced_pins().is_ok_and(|noted| noted == images) {
+            return Ok(());
+        }
+        let head = "# The images that sync keeps present; rewritten by each run.\n";
+        self.note_pins(&self.inner.layout.synced_pins(), head, images)
+    }
+
+    /// Replaces a file of pins that only the server writes. Pins beyond the largest file that is read are left out,
+    /// because a file that cannot be read would stop every removal.
+    fn note_pins(&self, path: &Path, head: &str, pins: &[String]) -> Result<(), StoreError> {
+        let mut text = head.to_owned();
+        for (at, pin) in pins.iter().enumerate() {
+            if (text.len() + pin.len()) as u64 >= PINS_BYTES_MAX {
+                let left_out = pins.len() - at;
+                log::warn!("{}: {left_out} pins do not fit and are left out", path.display());
+                break;
+            }
+            text.push_str(pin);
+            text.push('\n');
+        }
+        self.inner.replace(path, text.as_bytes())
     }
 
     /// Adds patterns. Returns how many are new.

@@ -72,7 +72,11 @@ impl Pins {
     pub fn load(store: &Store, settings: &PinSettings) -> Result<Pins, PinError> {
         let mut pins = Pins::default();
         settings.all()?.into_iter().for_each(|pin| pins.add(pin));
-        for (name, kept) in [("pins", store.pins()), ("pins-configured", store.configured_pins())] {
+        for (name, kept) in [
+            ("pins", store.pins()),
+            ("pins-configured", store.configured_pins()),
+            ("pins-synced", store.synced_pins()),
+        ] {
             let path = || store.root().join(name);
             for line in kept.map_err(|source| PinError::Read { path: path(), source })? {
                 let pin =
