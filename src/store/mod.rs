@@ -82,7 +82,8 @@ pub use names::{
     ListRecord, RepositoryNames, RepositoryTimes, StoredImage,
 };
 pub use usage::{
-    DiskUsage, ImageUsage, IncompleteImage, RegistryUsage, RepositoryUsage, Space, UsageSummary,
+    DiskUsage, ImageUsage, IncompleteImage, RegistryUsage, RepositoryUsage, Space, TrafficRecord,
+    TrafficRow, UsageSummary,
 };
 
 use content::documents;
