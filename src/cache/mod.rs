@@ -34,6 +34,7 @@ mod negative;
 mod poller;
 mod prefetch;
 mod redirects;
+mod requested;
 mod scheduler;
 mod status;
 mod uploads;
@@ -69,11 +70,14 @@ pub use manifests::{
 };
 pub use prefetch::{Prefetch, PrefetchOnHead};
 pub use redirects::REDIRECTED_BYTES_MIN;
+pub use requested::{PullState, RequestedPull};
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 pub use uploads::{BucketStatus, UploadSettings, UploadThread, bucket_capabilities};
 
-pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
+pub use crate::store::{
+    Blob, Document, GraphManifest, ImageUsage, IncompleteImage, SweepLocked, UsageSummary,
+};
 pub use crate::upstream::{
     BreakerState, EndpointCheck, EndpointKind, EndpointStatus, ManifestHead, PeerStatus,
     UpstreamStatus,
