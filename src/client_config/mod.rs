@@ -126,7 +126,8 @@ impl Server {
         Server { is_tls, authority }
     }
 
-    fn url(&self) -> String {
+    /// Its URL.
+    pub fn url(&self) -> String {
         format!("{}://{}", if self.is_tls { "https" } else { "http" }, self.authority)
     }
 }

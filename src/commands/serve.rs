@@ -16,7 +16,10 @@ use signal_hook::iterator::Signals;
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service};
-use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
+use crate::api::{
+    Api, ConfigurationInForce, Management, ManagementListener, ReadToken, RecentLines, Scope,
+    Setting,
+};
 use crate::bundle::{
     self, BundleSource, ImportEvent, ImportSettings, LoadEvent, LoadSettings, Wanted,
 };
@@ -61,7 +64,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let signals = Signals::new([SIGHUP]).map_err(unwatched)?;
     let file = overrides.config_file.clone().and_then(ConfigFile::about_to_be_read);
     let settings = config::load(overrides.clone())?;
-    logging::start(settings.log_level, &settings)?;
+    let lines = Arc::<RecentLines>::default();
+    logging::start_with(settings.log_level, &settings, Some(Arc::clone(&lines)))?;
     reload::check(&settings)?;
     banner(&settings);
     reload::warn_of(&settings);
@@ -104,8 +108,23 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let tls = tls.map_err(CommandError::ServerTls)?.map(Arc::new);
     let server = Server::bind(&[settings.listen], edge, tls.clone(), Arc::clone(&api) as _)?;
     cache.metrics().label_registries(labels(&settings));
-    let management = serve_management(&settings, &cache, api.naming(), &server, started)?;
-    let running = Running { cache: cache.clone(), registries, api, tls };
+    let file_path = overrides.config_file.as_deref();
+    let report = reload::report(&settings, file_path, server.address(), started);
+    let configuration = ConfigurationInForce::new(report);
+    let setting = Setting {
+        cache: cache.clone(),
+        naming: api.naming(),
+        edge: server.controller(),
+        activity: api.activity(),
+        lines,
+        configuration: configuration.clone(),
+        token: settings.management.token_file.clone().map(token),
+        platforms: settings.load_platforms.clone(),
+        started,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let management = serve_management(&settings, setting)?;
+    let running = Running { cache: cache.clone(), registries, api, tls, configuration };
     // Capacity 1: a reload serves all signals that arrive before it starts.
     let (hangups, received_hangups) = sync_channel(1);
     Reloader::new(overrides, file, settings.clone(), running).start(received_hangups)?;
@@ -238,21 +257,9 @@ pub(super) fn labels(settings: &Settings) -> impl Iterator<Item = &str> {
 /// Starts the management port and the ports of `health` and `metrics`.
 fn serve_management(
     settings: &Settings,
-    cache: &Cache,
-    naming: NamingInForce,
-    serving: &Server,
-    started: SystemTime,
+    setting: Setting,
 ) -> Result<Vec<Controller>, CommandError> {
     let listeners = &settings.management.listeners;
-    let setting = Setting {
-        cache: cache.clone(),
-        naming,
-        edge: serving.controller(),
-        token: settings.management.token_file.clone().map(token),
-        platforms: settings.load_platforms.clone(),
-        started,
-        version: env!("CARGO_PKG_VERSION"),
-    };
     let scopes: Vec<Scope> = listeners.iter().map(|listener| listener.scope).collect();
     let edge = http::Settings {
         workers: MANAGEMENT_WORKERS,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::status::Refusal;
 use super::check::{CheckTarget, check_document};
-use super::{Handlers, accepted, document, documents, read};
+use super::{Handlers, accepted, document, documents, images};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
 use crate::oci::{Choice, Digest, Upstream};
@@ -83,7 +83,7 @@ fn prune(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
 
 fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     let query = handlers.query(request, &["image"])?;
-    let (name, reference) = read::reference(&query)?;
+    let (name, reference) = images::reference(&query)?;
     let started = handlers.cache.prefetch(&name, &reference, handlers.platforms.clone());
     started.map_err(|error| match error {
         CacheError::NotCached => offline(),

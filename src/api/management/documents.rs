@@ -8,6 +8,7 @@ use crate::cache::{
     BreakerState, BucketStatus, EndpointStatus, FlightStatus, ImageUsage, IncompleteImage,
     PeerStatus, UpstreamStatus, UsageSummary,
 };
+use crate::oci::ImageDetails;
 use crate::prune::{Report, timestamp};
 
 /// An image.
@@ -30,6 +31,21 @@ pub fn image_document(image: &ImageUsage, is_pinned: bool, is_stale: bool) -> Va
         "pulled": time(image.pulled),
         "pinned": is_pinned,
         "stale": is_stale,
+    })
+}
+
+/// What the config of an image states about it.
+pub(super) fn image_details(details: &ImageDetails) -> Value {
+    let labels = details.labels.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+    json!({
+        "created": details.created,
+        "platform": details.platform,
+        "entrypoint": details.entrypoint,
+        "command": details.command,
+        "user": details.user,
+        "workingDirectory": details.working_directory,
+        "ports": details.ports,
+        "labels": labels.collect::<Vec<_>>(),
     })
 }
 
@@ -110,7 +126,9 @@ pub(super) fn peer(status: &PeerStatus) -> Value {
         "version": status.version,
         "differences": status.differences,
         "failing": status.failing,
+        "failingSince": status.failing_since.map(timestamp),
         "lastFailure": status.last_failure,
+        "lastFailureTime": status.failed.map(timestamp),
     })
 }
 
@@ -145,12 +163,19 @@ fn endpoint(status: &EndpointStatus) -> Value {
         BreakerState::Open(wait) => ("open", Some(wait.as_secs_f64())),
         BreakerState::HalfOpen => ("half-open", None),
     };
+    let unreachable_since = match status.breaker {
+        BreakerState::Closed => None,
+        BreakerState::Open(_) | BreakerState::HalfOpen => status.failing_since,
+    };
     json!({
         "url": status.url,
         "breaker": breaker,
         "askedAgainInSeconds": asked_again_in,
         "failuresInARow": status.failures,
+        "lastSuccess": status.answered.map(timestamp),
         "lastFailure": status.last_failure,
+        "lastFailureTime": status.failed.map(timestamp),
+        "unreachableSince": unreachable_since.map(timestamp),
         "rateLimit": status.quota.as_ref().map(|quota| json!({
             "limit": quota.limit,
             "remaining": quota.remaining,

@@ -11,9 +11,12 @@ mod documents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod gauges;
+mod images;
 mod page;
 mod query;
 mod read;
+mod setup;
+mod state;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,7 +28,7 @@ use serde_json::Value;
 
 use super::bodies::Bodies;
 use super::status::{Refusal, refusal, unready};
-use super::{NamingInForce, ping};
+use super::{Activity, NamingInForce, RecentLines, ping};
 use crate::cache::Cache;
 use crate::http::{Body, Context, Controller, Handler, Method, Reply, Request, Step};
 use crate::oci::Platforms;
@@ -35,6 +38,7 @@ use query::Query;
 pub use access::ReadToken;
 pub use check::{CheckTarget, check_document};
 pub use documents::{image_document, report_document};
+pub use setup::{ConfigurationInForce, ConfigurationReport};
 
 /// The number of concurrent requests that read all images or remove some, so that workers are left for probes.
 const HEAVY_MAX: usize = 2;
@@ -98,6 +102,12 @@ pub struct Setting {
     pub naming: NamingInForce,
     /// The serving port.
     pub edge: Controller,
+    /// What the serving port has noted.
+    pub activity: Arc<Activity>,
+    /// The latest warnings and errors of the log.
+    pub lines: Arc<RecentLines>,
+    /// The configuration in effect.
+    pub configuration: ConfigurationInForce,
     /// The token that changes require; without it, nothing can be changed.
     pub token: Option<ReadToken>,
     /// The platforms that are prefetched of multi-platform images.
@@ -119,6 +129,9 @@ struct Handlers {
     cache: Cache,
     naming: NamingInForce,
     edge: Controller,
+    activity: Arc<Activity>,
+    lines: Arc<RecentLines>,
+    configuration: ConfigurationInForce,
     token: Token,
     platforms: Platforms,
     started: SystemTime,
@@ -131,12 +144,20 @@ struct Handlers {
 impl Management {
     /// One for each scope.
     pub fn new(setting: Setting, scopes: &[Scope]) -> Vec<Management> {
-        let Setting { cache, naming, edge, token, platforms, started, version } = setting;
-        let token = Token::new(token);
-        let heavy = AtomicUsize::new(0);
-        let bodies = Bodies::new(cache.clone());
-        let handlers =
-            Handlers { cache, naming, edge, token, platforms, started, version, bodies, heavy };
+        let handlers = Handlers {
+            bodies: Bodies::new(setting.cache.clone()),
+            cache: setting.cache,
+            naming: setting.naming,
+            edge: setting.edge,
+            activity: setting.activity,
+            lines: setting.lines,
+            configuration: setting.configuration,
+            token: Token::new(setting.token),
+            platforms: setting.platforms,
+            started: setting.started,
+            version: setting.version,
+            heavy: AtomicUsize::new(0),
+        };
         let handlers = Arc::new(handlers);
         let of = |scope: &Scope| Management { handlers: Arc::clone(&handlers), scope: *scope };
         scopes.iter().map(of).collect()
@@ -200,8 +221,21 @@ impl Management {
 impl Handlers {
     fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
         let methods = match what {
-            "status" | "history" | "images" | "image" | "incomplete" | "repositories" | "blobs"
-            | "upstreams" | "peers" | "bucket" => "GET, HEAD",
+            "status"
+            | "history"
+            | "images"
+            | "image"
+            | "incomplete"
+            | "repositories"
+            | "blobs"
+            | "upstreams"
+            | "peers"
+            | "bucket"
+            | "requests"
+            | "log"
+            | "prefetches"
+            | "configuration"
+            | "client-configuration" => "GET, HEAD",
             "flights" => "GET, HEAD, DELETE",
             "pins" => "GET, HEAD, POST, DELETE",
             "flights/resume" | "prune" | "prefetch" | "check" => "POST",
