@@ -16,9 +16,9 @@ use crate::http::{Ending, Outcome, Request, RequestId};
 /// The maximum length of a target or host in a line, in characters.
 const QUOTED_CHARS_MAX: usize = 512;
 /// The same of a user agent. The first words name the program and its version.
-const AGENT_CHARS_MAX: usize = 100;
+pub(super) const AGENT_CHARS_MAX: usize = 100;
 /// The same of a user.
-const USER_CHARS_MAX: usize = 100;
+pub(super) const USER_CHARS_MAX: usize = 100;
 /// The target of the lines in the log.
 const TARGET: &str = "access";
 
@@ -86,19 +86,24 @@ impl Source for Fields<'_> {
         if let Some(parent) = request.header("traceparent").filter(|text| is_trace_parent(text)) {
             add("trace_parent", parent.into())?;
         }
-        let ended = match &ending.outcome {
-            Outcome::Complete => return Ok(()),
-            Outcome::ClientGone => "client-gone",
-            Outcome::WriteStalled => "write-stalled",
-            Outcome::Cut(_) => "cut",
-            Outcome::Panicked => "panicked",
-            Outcome::Drained => "drained",
-        };
-        add("ended", ended.into())?;
-        match &ending.outcome {
-            Outcome::Cut(reason) => add("error", up_to(QUOTED_CHARS_MAX, reason).into()),
-            _ => Ok(()),
+        let Some((word, reason)) = ended(&ending.outcome) else { return Ok(()) };
+        add("ended", word.into())?;
+        match reason {
+            Some(reason) => add("error", up_to(QUOTED_CHARS_MAX, reason).into()),
+            None => Ok(()),
         }
+    }
+}
+
+/// How a response ended that is not complete, and why.
+pub(super) fn ended(outcome: &Outcome) -> Option<(&'static str, Option<&str>)> {
+    match outcome {
+        Outcome::Complete => None,
+        Outcome::ClientGone => Some(("client-gone", None)),
+        Outcome::WriteStalled => Some(("write-stalled", None)),
+        Outcome::Cut(reason) => Some(("cut", Some(reason))),
+        Outcome::Panicked => Some(("panicked", None)),
+        Outcome::Drained => Some(("drained", None)),
     }
 }
 

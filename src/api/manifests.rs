@@ -79,6 +79,7 @@ fn head(
     match outcome {
         Ok(answer) => {
             let ManifestHead { digest, media_type, size } = answer.head();
+            call.note_pull(name, reference, request);
             if !call.is_from_peer {
                 note_check(call, name, reference, request, digest);
             }
@@ -145,6 +146,7 @@ fn reply(
         Ok(answer) => answer,
         Err(error) => return call.fail(&Failure::Manifest(error)),
     };
+    call.note_pull(name, reference, request);
     match request.method() {
         // The peer does that, and asks those who are responsible for the parts.
         _ if call.is_from_peer => {}

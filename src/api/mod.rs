@@ -7,6 +7,7 @@
 //! `status.rs` is the only place that maps failures to status codes.
 
 mod access_log;
+mod activity;
 mod blobs;
 mod bodies;
 mod following;
@@ -28,13 +29,16 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use crate::cache::{Cache, How, Why};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::introduction;
+use crate::oci::{ImageName, Reference};
 use crate::users::Users;
 use crate::via::{self, Loop, Via};
 
+pub use activity::{Activity, RecentLines};
 pub use hosts::{HostName, HostNameError};
 pub use management::{
-    CheckTarget, Management, ManagementListener, ManagementSettings, ReadToken, Scope, Setting,
-    check_document, event_document, image_document, report_document,
+    CheckTarget, ConfigurationInForce, ConfigurationReport, Management, ManagementListener,
+    ManagementSettings, ReadToken, Scope, Setting, check_document, event_document, image_document,
+    report_document,
 };
 pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;
@@ -63,13 +67,14 @@ impl NamingInForce {
 struct Handlers {
     cache: Cache,
     naming: NamingInForce,
+    activity: Arc<Activity>,
 }
 
 impl Api {
     /// An API over `cache` with these naming rules, for access without users.
     pub fn new(cache: Cache, naming: Naming) -> Api {
         let naming = NamingInForce(Arc::new(RwLock::new(naming)));
-        let handlers = Arc::new(Handlers { cache, naming });
+        let handlers = Arc::new(Handlers { cache, naming, activity: Arc::default() });
         Api { handlers, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
@@ -82,6 +87,11 @@ impl Api {
     /// A handle to the rules that follows replacements.
     pub fn naming(&self) -> NamingInForce {
         self.handlers.naming.clone()
+    }
+
+    /// What this port notes for the management port.
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.handlers.activity)
     }
 
     /// Requires one of these users from now on; `None` for access without users.
@@ -130,6 +140,11 @@ impl Handler for Api {
         let word = route::word(request.path());
         self.handlers.cache.metrics().responded(word, ending.status, ending.latency, bytes);
         access_log::line(request, ending);
+        // Probes would displace everything else.
+        if word != "ping" {
+            let now = self.handlers.cache.now();
+            self.handlers.activity.requests.note(now, request, ending);
+        }
     }
 }
 
@@ -164,7 +179,8 @@ impl Handlers {
             Route::List { .. } => "list",
         };
         let cache = self.cache.for_client(request.client_address());
-        let call = Call { cache, addressing, kind, is_from_peer: via::current().is_from_peer() };
+        let (activity, is_from_peer) = (Arc::clone(&self.activity), via::current().is_from_peer());
+        let call = Call { cache, addressing, kind, activity, is_from_peer };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
@@ -196,6 +212,7 @@ struct Call {
     addressing: Addressing,
     /// The kind of content, as a label value of the metrics.
     kind: &'static str,
+    activity: Arc<Activity>,
     /// Whether a peer has sent the request.
     is_from_peer: bool,
 }
@@ -216,6 +233,13 @@ impl Call {
             .header("Via", via::of_response())
             .header(API_VERSION.0, API_VERSION.1);
         self.note(reply, how.as_str(), why)
+    }
+
+    /// Counts a pull of an image. Peers count those of their clients.
+    fn note_pull(&self, name: &ImageName, reference: &Reference, request: &Request) {
+        if !self.is_from_peer {
+            self.activity.pulls.note(name.with(reference), request, self.cache.now());
+        }
     }
 
     /// The response for a failure.

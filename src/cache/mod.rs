@@ -35,6 +35,7 @@ mod negative;
 mod poller;
 mod prefetch;
 mod redirects;
+mod requested;
 mod rules;
 mod scheduler;
 mod status;
@@ -73,13 +74,16 @@ pub use manifests::{
 };
 pub use prefetch::{Prefetch, PrefetchOnHead};
 pub use redirects::REDIRECTED_BYTES_MIN;
+pub use requested::{PullState, RequestedPull};
 pub use rules::RepositoryRules;
 pub use scheduler::SchedulerLoad;
 pub use status::{Counts, FlightStatus, Load};
 pub use unattended::{BackgroundLookup, QueuedBlob};
 pub use uploads::{BucketStatus, UploadSettings, UploadThread, examine_bucket};
 
-pub use crate::store::{Blob, Document, ImageUsage, IncompleteImage, SweepLocked, UsageSummary};
+pub use crate::store::{
+    Blob, Document, GraphManifest, ImageUsage, IncompleteImage, SweepLocked, UsageSummary,
+};
 pub use crate::upstream::{
     BreakerState, EndpointCheck, EndpointKind, EndpointStatus, ManifestHead, PeerStatus,
     UpstreamStatus,

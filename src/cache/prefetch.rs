@@ -15,6 +15,7 @@ use super::bounded::BoundedCache;
 use super::core::Core;
 use super::lists::{ListCache, ListQuestion};
 use super::manifests::ManifestCache;
+use super::requested::{PullState, RequestedPulls};
 use super::scheduler::Length;
 use super::{CacheError, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
@@ -124,6 +125,7 @@ pub(super) struct Prefetcher {
     pulled: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
     /// When the referrers of images were fetched.
     referrers_fetched: Mutex<BoundedCache<(ImageName, Digest), SystemTime>>,
+    pub(super) requested: RequestedPulls,
 }
 
 impl Prefetcher {
@@ -141,6 +143,7 @@ impl Prefetcher {
             completed: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             pulled: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             referrers_fetched: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
+            requested: RequestedPulls::default(),
         }
     }
 
@@ -162,9 +165,13 @@ impl Prefetcher {
         client: Option<ClientAddress>,
     ) -> Result<(), CacheError> {
         let purpose = self.core.purpose(name, client)?;
+        let image = name.with(reference);
         let (service, name, reference) = (Arc::clone(self), name.clone(), reference.clone());
+        self.requested.note(&image, PullState::Queued, self.core.now(), None);
         let is_queued =
             self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
+                let (requested, core) = (&service.requested, &service.core);
+                requested.note(&image, PullState::Fetching, core.now(), None);
                 let fetched = match &reference {
                     Reference::Tag(tag) => service.manifests.fetch_by_tag(&name, tag),
                     Reference::Digest(digest) => service.manifests.fetch_by_digest(&name, digest),
@@ -173,9 +180,13 @@ impl Prefetcher {
                     Ok(content) => {
                         let wanted = Wanted::with_attestations(platforms);
                         service.complete(&name, content.digest(), &wanted);
+                        requested.note(&image, PullState::Found, core.now(), None);
                     }
-                    // An operator has requested it and gets no other report.
-                    Err(error) => log::warn!("prefetch of {}: {error}", name.with(&reference)),
+                    Err(error) => {
+                        log::warn!("prefetch of {image}: {error}");
+                        let reason = Some(error.to_string());
+                        requested.note(&image, PullState::Failed, core.now(), reason);
+                    }
                 }
             });
         if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }

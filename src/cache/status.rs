@@ -1,5 +1,6 @@
 //! The state of the cache as the management API and the metrics report it.
 
+use super::requested::RequestedPull;
 use super::scheduler::SchedulerLoad;
 use super::{Cache, CacheError};
 use crate::oci::{Digest, ImageName, Reference, Repository, Upstream};
@@ -53,6 +54,11 @@ pub struct Counts {
 }
 
 impl Cache {
+    /// What became of the latest pulls that were requested with [`Cache::prefetch`], newest first.
+    pub fn requested_pulls(&self) -> Vec<RequestedPull> {
+        self.services.prefetcher.requested.newest_first()
+    }
+
     /// Tries everything that a pull needs from a registry, with an image if one is given. Blocks, for a minute at most if
     /// nothing responds. Does not use what is cached.
     ///

@@ -97,8 +97,7 @@ fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, Command
     if servers.is_empty() {
         servers.push(this_server(settings));
     }
-    let mut registries: Vec<Registry> =
-        settings.upstream.registries.iter().map(|entry| listed(settings, entry)).collect();
+    let mut registries = listed_registries(settings);
     for name in &typed.registry {
         let name: Upstream =
             name.parse().map_err(|error| CommandError::usage("--registry", &error))?;
@@ -126,6 +125,11 @@ fn this_server(settings: &Settings) -> Server {
         false => settings.listen.to_string(),
     };
     Server::new(settings.tls.is_some(), authority)
+}
+
+/// The registries of the configuration.
+pub(super) fn listed_registries(settings: &Settings) -> Vec<Registry> {
+    settings.upstream.registries.iter().map(|entry| listed(settings, entry)).collect()
 }
 
 fn listed(settings: &Settings, entry: &RegistrySettings) -> Registry {

@@ -4,14 +4,17 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
 
-use log::{Log, Metadata, Record};
+use log::{Level, Log, Metadata, Record};
 use simplelog::{Config, ConfigBuilder, LevelFilter, WriteLogger};
 use time::OffsetDateTime;
 
 use super::CommandError;
 use super::log_format;
 use super::log_writer::{LineQueue, Lines};
+use crate::api::RecentLines;
 use crate::config::{LogFormat, LogLevel, Settings};
 
 /// Starts logging to a file or to standard error, at this level.
@@ -19,6 +22,18 @@ use crate::config::{LogFormat, LogLevel, Settings};
 /// # Errors
 /// If the file cannot be opened for appending.
 pub(super) fn start(level: LogLevel, settings: &Settings) -> Result<(), CommandError> {
+    start_with(level, settings, None)
+}
+
+/// The same. The latest warnings and errors are kept in `recent` as well.
+///
+/// # Errors
+/// As for [`start`].
+pub(super) fn start_with(
+    level: LogLevel,
+    settings: &Settings,
+    recent: Option<Arc<RecentLines>>,
+) -> Result<(), CommandError> {
     let out: Box<dyn Write + Send> = match &settings.log_file {
         None => Box::new(io::stderr()),
         Some(path) => {
@@ -31,7 +46,7 @@ pub(super) fn start(level: LogLevel, settings: &Settings) -> Result<(), CommandE
         .map_err(|source| CommandError::System { doing: "start logging", source })?;
     // It accepts every level, because the level in effect may change and is checked before.
     let writer = WriteLogger::new(LevelFilter::Debug, config(), Lines::to(queue.clone()));
-    let logger = Logger { format, writer, queue: queue.clone() };
+    let logger = Logger { format, writer, queue: queue.clone(), recent };
     let started = log::set_boxed_logger(Box::new(logger));
     set_level(level);
     match started {
@@ -60,6 +75,7 @@ struct Logger {
     format: LogFormat,
     writer: Box<WriteLogger<Lines>>,
     queue: LineQueue,
+    recent: Option<Arc<RecentLines>>,
 }
 
 impl Log for Logger {
@@ -70,6 +86,10 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
+        }
+        let recent = self.recent.as_ref().filter(|_| record.level() <= Level::Warn);
+        if let Some(recent) = recent.filter(|_| !is_ignored(record.target())) {
+            recent.note(SystemTime::now(), record.level(), &record.args().to_string());
         }
         let line = log_format::line(self.format, OffsetDateTime::now_utc(), record);
         self.writer.log(
@@ -119,17 +139,25 @@ fn filter(level: LogLevel) -> LevelFilter {
     }
 }
 
+/// These crates log complete URLs, which may contain signatures.
+const IGNORED: [&str; 2] = ["ureq", "rustls"];
+
+fn is_ignored(target: &str) -> bool {
+    IGNORED.iter().any(|ignored| target.starts_with(ignored))
+}
+
 /// The time and the level are parts of the line, since JSON has them as fields.
 fn config() -> Config {
-    ConfigBuilder::new()
+    let mut config = ConfigBuilder::new();
+    for ignored in IGNORED {
+        config.add_filter_ignore_str(ignored);
+    }
+    config
         .set_time_level(LevelFilter::Off)
         .set_max_level(LevelFilter::Off)
         .set_target_level(LevelFilter::Off)
         .set_thread_level(LevelFilter::Off)
         .set_location_level(LevelFilter::Off)
-        // These crates log complete URLs, which may contain signatures.
-        .add_filter_ignore_str("ureq")
-        .add_filter_ignore_str("rustls")
         .build()
 }
 
@@ -138,6 +166,26 @@ mod tests {
     use std::os::unix::fs::chown;
 
     use super::*;
+
+    #[test]
+    fn only_warnings_of_larder_itself_are_kept() {
+        let (recent, format) = (Arc::<RecentLines>::default(), LogFormat::Text);
+        let queue = LineQueue::start(Box::new(io::sink()), format).unwrap();
+        let writer = WriteLogger::new(LevelFilter::Debug, config(), Lines::to(queue.clone()));
+        let logger = Logger { format, writer, queue, recent: Some(Arc::clone(&recent)) };
+        for (level, target, text) in [
+            (Level::Warn, "larder::cache", "a warning"),
+            (Level::Info, "larder::cache", "information"),
+            (Level::Error, "larder", "an error"),
+            (Level::Warn, "ureq::run", "https://bucket.test/?X-Amz-Signature=1"),
+            (Level::Error, "rustls::conn", "something"),
+        ] {
+            let mut record = Record::builder();
+            record.level(level).target(target);
+            logger.log(&record.args(format_args!("{text}")).build());
+        }
+        assert_eq!(recent.texts(), ["an error", "a warning"]);
+    }
 
     #[test]
     fn a_new_log_gets_its_directorys_owner_and_an_existing_one_is_appended_to() {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -12,8 +13,9 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::config_file::{Check, ConfigFile};
+use super::hosts_toml::listed_registries;
 use super::{CommandError, logging, serve, service};
-use crate::api::Api;
+use crate::api::{Api, ConfigurationInForce, ConfigurationReport};
 use crate::cache::Cache;
 use crate::certificates::CertificateError;
 use crate::config::{self, Overrides, Settings};
@@ -196,6 +198,27 @@ pub(super) struct Running {
     pub(super) sync: ImageSync,
     /// The entry of `preloadImages`.
     pub(super) preload: Option<SyncEntry>,
+    /// What the management port shows about the configuration.
+    pub(super) configuration: ConfigurationInForce,
+}
+
+/// What the management port shows about settings that were loaded at this time.
+pub(super) fn report(
+    settings: &Settings,
+    file: Option<&Path>,
+    address: SocketAddr,
+    loaded: SystemTime,
+) -> ConfigurationReport {
+    ConfigurationReport {
+        file: file.map(|path| path.display().to_string()),
+        loaded,
+        effective: settings.to_yaml(),
+        after_restart: Vec::new(),
+        refused: None,
+        address,
+        is_tls: settings.tls.is_some(),
+        registries: listed_registries(settings),
+    }
 }
 
 impl Running {
@@ -349,6 +372,10 @@ impl Reloader {
             Err(error) => {
                 if self.is_news(&error, why) {
                     log::error!("{error}; the previous configuration stays in effect");
+                    let since = SystemTime::now();
+                    self.running.configuration.change(|report| {
+                        report.refused = Some((since, error.clone()));
+                    });
                 }
                 self.refused = Some(error);
             }
@@ -381,6 +408,13 @@ impl Reloader {
             log::warn!("configuration: {keys} changed; they take effect after a restart");
         }
         warn_of(&settings);
+        self.running.configuration.change(|report| {
+            report.loaded = SystemTime::now();
+            report.effective = settings.to_yaml();
+            report.after_restart = after_restart.iter().map(ToString::to_string).collect();
+            report.refused = None;
+            report.registries = listed_registries(&settings);
+        });
         (self.in_effect, self.refused) = (settings, None);
     }
 
@@ -436,7 +470,12 @@ mod tests {
             let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
             let sync = serve::sync_settings(&settings, None);
             let sync = ImageSync::start(cache.clone(), sync).unwrap();
-            let running = Running { cache, registries, api, tls: None, sync, preload: None };
+            let address = settings.listen;
+            let report = report(&settings, Some(&path), address, SystemTime::now());
+            let configuration = ConfigurationInForce::new(report);
+            let tls = None;
+            let running =
+                Running { cache, registries, api, tls, sync, preload: None, configuration };
             let reloader = Reloader::new(overrides, file, settings, running);
             Site { path, reloader, _directory: directory }
         }

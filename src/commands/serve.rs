@@ -16,7 +16,10 @@ use signal_hook::iterator::Signals;
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
 use super::{CommandError, load, logging, service, webhook};
-use crate::api::{Api, Management, ManagementListener, NamingInForce, ReadToken, Scope, Setting};
+use crate::api::{
+    Api, ConfigurationInForce, Management, ManagementListener, ReadToken, RecentLines, Scope,
+    Setting,
+};
 use crate::bundle::{self, BundleSource, ImportEvent, ImportSettings};
 use crate::cache::{
     BucketSweepThread, Cache, CompletionThread, IndexWriter, MaintenanceThread,
@@ -54,7 +57,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let signals = Signals::new([SIGHUP]).map_err(unwatched)?;
     let file = overrides.config_file.clone().and_then(ConfigFile::about_to_be_read);
     let settings = config::load(overrides.clone())?;
-    logging::start(settings.log_level, &settings)?;
+    let lines = Arc::<RecentLines>::default();
+    logging::start_with(settings.log_level, &settings, Some(Arc::clone(&lines)))?;
     reload::check(&settings)?;
     banner(&settings);
     reload::warn_of(&settings);
@@ -99,10 +103,33 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     cache.metrics().label_registries(labels(&settings));
     let sync = ImageSync::start(cache.clone(), sync_settings(&settings, preload.as_ref()))
         .map_err(|source| CommandError::System { doing: "start syncing images", source })?;
-    let management = serve_management(&settings, &cache, &sync, api.naming(), &server, started)?;
-    let cache_of_running = cache.clone();
-    let running =
-        Running { cache: cache_of_running, registries, api, tls, sync: sync.clone(), preload };
+    let file_path = overrides.config_file.as_deref();
+    let report = reload::report(&settings, file_path, server.address(), started);
+    let configuration = ConfigurationInForce::new(report);
+    let setting = Setting {
+        cache: cache.clone(),
+        sync: sync.clone(),
+        naming: api.naming(),
+        edge: server.controller(),
+        activity: api.activity(),
+        lines,
+        configuration: configuration.clone(),
+        token: settings.management.token_file.clone().map(token),
+        platforms: settings.load_platforms.clone(),
+        started,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let management = serve_management(&settings, setting)?;
+    let (cache_of_running, sync_of_running) = (cache.clone(), sync.clone());
+    let running = Running {
+        cache: cache_of_running,
+        registries,
+        api,
+        tls,
+        sync: sync_of_running,
+        preload,
+        configuration,
+    };
     // Capacity 1: a reload serves all signals that arrive before it starts.
     let (hangups, received_hangups) = sync_channel(1);
     Reloader::new(overrides, file, settings.clone(), running).start(received_hangups)?;
@@ -225,23 +252,9 @@ pub(super) fn labels(settings: &Settings) -> impl Iterator<Item = &str> {
 /// Starts the management port and the ports of `health` and `metrics`.
 fn serve_management(
     settings: &Settings,
-    cache: &Cache,
-    sync: &ImageSync,
-    naming: NamingInForce,
-    serving: &Server,
-    started: SystemTime,
+    setting: Setting,
 ) -> Result<Vec<Controller>, CommandError> {
     let listeners = &settings.management.listeners;
-    let setting = Setting {
-        cache: cache.clone(),
-        sync: sync.clone(),
-        naming,
-        edge: serving.controller(),
-        token: settings.management.token_file.clone().map(token),
-        platforms: settings.load_platforms.clone(),
-        started,
-        version: env!("CARGO_PKG_VERSION"),
-    };
     let scopes: Vec<Scope> = listeners.iter().map(|listener| listener.scope).collect();
     let edge = http::Settings {
         workers: MANAGEMENT_WORKERS,

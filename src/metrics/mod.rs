@@ -6,11 +6,12 @@
 //! This module must not know which module counts what, or why.
 
 mod gauges;
+mod history;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -21,6 +22,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 pub use gauges::{BucketGauges, EndpointGauges, Gauges, PoolGauges, SyncGauges, UsageGauges};
+use history::History;
+pub use history::{Recorded, Span, Step};
 
 /// The label of registries that are neither configured nor well known.
 pub const OTHER: &str = "other";
@@ -41,8 +44,6 @@ const REGISTRIES_MAX: usize = 256;
 /// Histogram buckets of response times, in seconds: from a cached manifest to a large blob on a slow link.
 const BUCKETS: [f64; 12] =
     [0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0];
-/// The number of steps in the history: the minutes of a day.
-const HISTORY_STEPS: usize = 1440;
 
 /// How answers were produced, with the words of the access log. Those from index `HITS` on needed no download.
 pub const ANSWERS: [&str; 5] = ["join", "miss", "bypass", "hit", "stale"];
@@ -158,27 +159,6 @@ pub struct Traffic {
     pub served_bytes: u64,
     /// Bytes received from upstreams.
     pub fetched_bytes: u64,
-}
-
-/// The traffic of a minute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step {
-    /// The end of the minute.
-    pub time: SystemTime,
-    /// Answers without a download.
-    pub hits: u64,
-    /// Answers that needed a download.
-    pub misses: u64,
-    /// Bytes sent to clients.
-    pub served_bytes: u64,
-    /// Bytes received from upstreams.
-    pub fetched_bytes: u64,
-}
-
-#[derive(Default)]
-struct History {
-    steps: VecDeque<Step>,
-    last: Traffic,
 }
 
 impl Default for Metrics {
@@ -322,26 +302,36 @@ impl Metrics {
     /// Completes a step of the history.
     pub fn step(&self, time: SystemTime) {
         let now = self.traffic();
-        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = std::mem::replace(&mut history.last, now);
-        let more = |at: usize| now.answers[at] - last.answers[at];
-        let step = Step {
-            time,
-            hits: (HITS..ANSWERS.len()).map(more).sum(),
-            misses: (0..HITS).map(more).sum(),
-            served_bytes: now.served_bytes - last.served_bytes,
-            fetched_bytes: now.fetched_bytes - last.fetched_bytes,
-        };
-        if history.steps.len() == HISTORY_STEPS {
-            history.steps.pop_front();
-        }
-        history.steps.push_back(step);
+        let mut history = self.lock_history();
+        let last = history.replace_last(now);
+        history.push(step_between(last, now, time));
     }
 
-    /// The steps of the last day, oldest first.
+    /// The minutes of the last day, oldest first.
     pub fn history(&self) -> Vec<Step> {
-        let history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
-        history.steps.iter().copied().collect()
+        self.lock_history().minutes()
+    }
+
+    /// The steps of a span up to now, oldest first; the last one is not complete yet. Steps of which nothing is known are
+    /// left out.
+    pub fn history_of(&self, span: Span, now: SystemTime) -> Vec<Step> {
+        let (traffic, history) = (self.traffic(), self.lock_history());
+        history.steps(span, step_between(history.last(), traffic, now))
+    }
+
+    /// The history, to be kept for the next process.
+    pub fn recorded_history(&self) -> Recorded {
+        self.lock_history().recorded()
+    }
+
+    /// Continues the history of an earlier process.
+    pub fn restore_history(&self, recorded: Recorded, now: SystemTime) {
+        self.lock_history().restore(recorded, now);
+    }
+
+    fn lock_history(&self) -> MutexGuard<'_, History> {
+        // A step that a panic lost is the worst that can have happened.
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Renders all metrics in the OpenMetrics text format.
@@ -402,6 +392,19 @@ impl Metrics {
         to.register("scrubbed_bytes", "Bytes hashed by scrubs", self.scrubbed_bytes.clone());
         let help = "Damaged blobs found by scrubs";
         to.register("scrub_damaged_blobs", help, self.scrub_damaged.clone());
+    }
+}
+
+/// What happened between two readings of the counters. Saturating, because another thread may have completed a step in the
+/// meantime.
+fn step_between(last: Traffic, now: Traffic, time: SystemTime) -> Step {
+    let more = |at: usize| now.answers[at].saturating_sub(last.answers[at]);
+    Step {
+        time,
+        hits: (HITS..ANSWERS.len()).map(more).sum(),
+        misses: (0..HITS).map(more).sum(),
+        served_bytes: now.served_bytes.saturating_sub(last.served_bytes),
+        fetched_bytes: now.fetched_bytes.saturating_sub(last.fetched_bytes),
     }
 }
 
@@ -502,9 +505,5 @@ mod tests {
             fetched_bytes,
         };
         assert_eq!(metrics.history(), [step(60, 2, 1, 0, 7), step(120, 0, 0, 9, 0)]);
-        for number in 0..2000 {
-            metrics.step(at(number));
-        }
-        assert_eq!(metrics.history().len(), HISTORY_STEPS);
     }
 }

@@ -10,6 +10,7 @@ mod error_code;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod image_config;
+mod image_details;
 mod manifest;
 mod manifest_wire;
 mod media_type;
@@ -27,6 +28,7 @@ pub use choice::{Choice, entries, uncommented};
 pub use digest::{Algorithm, Digest, DigestError, Verifier};
 pub use error_code::ErrorCode;
 pub use image_config::ImageConfig;
+pub use image_details::ImageDetails;
 pub use manifest::{
     DESCRIPTORS_MAX, Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind,
 };

@@ -27,6 +27,8 @@ pub(crate) fn records(data: &[u8]) {
         "pins" => place.pins(content),
         "summary" | "images" => place.usage(&kind, content),
         "image" => place.image(content),
+        "details" => place.details(content),
+        "traffic" => place.traffic(content),
         _ => {}
     }
 }
@@ -194,6 +196,28 @@ impl Place {
         self.store.put_tag(&self.name, &self.tag, &record).expect("it is writable");
         self.walk();
         assert_eq!(self.store.read(&digest, size).as_deref(), Some(content));
+    }
+
+    /// The config of an image, as the management port shows it.
+    fn details(&self, content: &[u8]) {
+        let digest = Digest::of(Algorithm::Sha256, content);
+        self.store.ingest_bytes(&digest, content).expect("it is writable");
+        let config = crate::oci::Descriptor::new(digest, content.len() as u64);
+        let Some(details) = self.store.image_details(&config) else { return };
+        let texts = details.entrypoint.iter().chain(&details.command).chain(&details.ports);
+        let texts = texts.chain(&details.user).chain(&details.working_directory);
+        let labels = details.labels.iter().flat_map(|(name, value)| [name, value]);
+        for text in texts.chain(&details.platform).chain(&details.created).chain(labels) {
+            assert!(!text.contains(char::is_control) && text.len() < 20_000, "{text:?}");
+        }
+    }
+
+    /// The record of past traffic. What can be read is what is written again.
+    fn traffic(&self, content: &[u8]) {
+        self.write(self.layout().traffic(), content);
+        let record = self.store.traffic();
+        self.store.put_traffic(&record).expect("it is writable");
+        assert_eq!(self.store.traffic(), record);
     }
 
     /// Everything that reads all names. None of it may remove what a name refers to.

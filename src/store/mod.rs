@@ -87,7 +87,7 @@ pub use names::{
 };
 pub use usage::{
     DiskUsage, ImageUsage, IncompleteImage, RegistryUsage, RepositoryUsage, Space, SyncRecord,
-    UsageSummary,
+    TrafficRecord, TrafficRow, UsageSummary,
 };
 
 use content::documents;

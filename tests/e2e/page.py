@@ -4,12 +4,14 @@
     page.py --mock DIRECTORY                  test the mock with normal and hostile data
     page.py --pictures DIRECTORY              write page-light.png, page-dark.png and page-phone.png of the normal mock
 
-DIRECTORY is for the browser's profile and a screenshot of a failure. Every wait has a limit; durations are not tested.
+DIRECTORY is for the browser's profile and a screenshot of a failure. The environment variable AXE is the path of axe.min.js of
+axe-core. Every wait has a limit; durations are not tested.
 Needs chromium, chromium-driver and python3-selenium.
 """
 
 import base64
 import contextlib
+import os
 import pathlib
 import signal
 import sys
@@ -103,7 +105,7 @@ class Page:
         for _ in range(TABS_MAX):
             self.press(Keys.TAB)
             found, outline = self.js(script)
-            if found.strip() == label:
+            if found.replace("\u00a0", " ").strip() == label:
                 assert outline != "none", f"the focus on {label!r} is not visible"
                 return
         raise AssertionError(f"Tab does not reach {label!r}")
@@ -134,7 +136,7 @@ def step(text):
 # ---- Checks for any server ----------------------------------------------------------------------------------------------
 
 def check_headers(url):
-    step("the three files have the security headers")
+    step("the files have the security headers")
     for path in page_mock.FILES:
         with urllib.request.urlopen(url.rstrip("/") + path, timeout=LIMIT) as response:
             for name, value in {"Content-Security-Policy": page_mock.POLICY, "X-Content-Type-Options": "nosniff",
@@ -157,13 +159,18 @@ def check_images(page, expected):
 
 
 def check_detail(page, name):
-    step("keyboard: Tab to an image, Enter opens it, Escape closes it, and the focus returns")
+    step("keyboard: Tab to an image, Enter opens it with config and layers, a button copies the digest, Escape closes it, and the focus returns")
     page.js("document.activeElement.blur()")
     page.tab_to(name)
     page.press(Keys.ENTER)
     page.wait("the image's content", lambda: page.texts("#detail .tree li"))
     assert page.text("#detail-title") == name
-    assert "sha256:" in page.text("#detail-body")
+    body = page.text("#detail-body")
+    assert "sha256:" in body and "Config" in body and "layer" in body, body
+    for label, said in (("Copy digest of the image", "Copied the digest"), ("Copy pull command for Docker", f"/{name}")):
+        page.tab_to(label)
+        page.press(Keys.ENTER)
+        page.wait_for("#notice", said)
     page.press(Keys.ESCAPE)
     page.wait("the dialog is closed", lambda: not page.is_open("detail"))
     assert page.js("return document.activeElement.innerText") == name
@@ -197,7 +204,19 @@ def check_prune(page, name):
     page.type("#prune [name=pattern]", name)
     page.press(Keys.ENTER)
     page.wait_for("#prune-report", "1 image would be removed")
-    assert name in page.text("#prune-report") and page.text("#prune-go") == "Remove 1 image"
+    assert name in page.text("#prune-report") and page.text("#prune-go") == "Remove 1 image…"
+    step("keyboard: Enter shows the preview again, and only the red button removes, after a confirmation")
+    page.press(Keys.ENTER)
+    page.wait_for("#prune-report", "1 image would be removed")
+    page.tab_to("Remove 1 image…")
+    page.press(Keys.ENTER)
+    page.wait("the confirmation", lambda: page.is_open("confirm"))
+    assert "Remove 1 image?" == page.text("#confirm-title")
+    page.press(Keys.ESCAPE)
+    page.wait("the confirmation is closed", lambda: not page.is_open("confirm"))
+    assert page.is_open("prune")
+    page.js("document.querySelector('#prune [name=pattern]').focus()")
+    page.press(Keys.END)
     page.press("x")
     page.wait("nothing can be removed", lambda: page.text("#prune-go") == "" and page.text("#prune-report") == "")
     page.press(Keys.ESCAPE)
@@ -216,6 +235,21 @@ def check_width(page, dialogs=()):
             assert width == size[0] and needed <= width, f"{scheme}, {size[0]} wide: the page is {needed} of {width} wide"
             backgrounds.add(page.js("return getComputedStyle(document.body).backgroundColor"))
     assert len(backgrounds) == 2, f"light and dark have the same background: {backgrounds}"
+    page.emulate()
+
+
+def check_accessibility(page, where):
+    step(f"axe-core reports nothing: {where}")
+    script = pathlib.Path(os.environ["AXE"]).read_text() + """;
+        const done = arguments[arguments.length - 1];
+        axe.run(document).then((found) => done([found.passes.length, found.violations.map(({ id, help, nodes }) =>
+          [id, help, nodes.slice(0, 3).map((node) => node.html.slice(0, 300))])]))"""
+    page.driver.set_script_timeout(LIMIT)
+    for scheme in ("light", "dark"):
+        for size in (DESKTOP, PHONE):
+            page.emulate(size, scheme)
+            passes, violations = page.driver.execute_async_script(script)
+            assert passes > 10 and violations == [], f"{scheme}, {size[0]} wide: {violations}"
     page.emulate()
 
 
@@ -241,10 +275,28 @@ def run_live(url, token_file, directory, expected):
         check_pin(page, expected[0], pathlib.Path(token_file).read_text().strip())
         assert page.console_errors("401") == []
         check_prune(page, expected[0])
+        check_activity(page, expected[0])
         check_width(page)
+        check_accessibility(page, "with larder")
         check_nothing_injected(page)
         assert page.console_errors() == []
         page.picture(directory / "live.png", DESKTOP[1])
+
+
+def check_activity(page, name):
+    step("the page shows the state, the requests that filled the cache, the configuration, and that of clients")
+    assert "No problems" in page.text("#state") or "disk" in page.text("#state"), page.text("#state")
+    page.wait_for("#request-rows", name.split("/", 1)[1].rsplit(":", 1)[0])
+    assert "in effect" in page.text("#configuration-state")
+    assert "hosts.toml" in page.text("#client-files") and "http://127.0.0.1:" in page.js("return document.querySelector('#client-form [name=server]').value")
+    step("an image that does not exist can be added by name, and the failure is reported")
+    absent = name.rsplit(":", 1)[0] + ":no-such-tag"
+    page.type("#add-form [name=image]", absent)
+    page.press(Keys.ENTER)
+    page.wait_for("#added", "failed")
+    assert absent in page.text("#added")
+    step("the log has the warning about it")
+    page.wait_for("#log-lines", "no-such-tag")
 
 
 def run_mock(directory):
@@ -259,16 +311,91 @@ def run_mock(directory):
         check_pin(page, "docker.io/library/nginx:1.27", page_mock.TOKEN)
         check_prune(page, "docker.io/library/nginx:1.27")
         check_prefetch(page, friendly)
+        check_state(page, friendly)
+        check_sorting(page)
+        check_adding(page, friendly)
         check_overview(page)
         check_test(page, friendly)
         check_downloads(page, friendly)
         check_paging(page, friendly)
+        check_history(page)
+        check_clients(page)
+        check_activity_of_mock(page)
         check_width(page)
-        assert page.console_errors("401") == []
+        check_accessibility(page, "with the mock")
+        page.js("document.querySelector('#image-rows button.link').click()")
+        page.wait("the image's content", lambda: page.texts("#detail .tree li"))
+        check_accessibility(page, "details of an image")
+        page.press(Keys.ESCAPE)
+        # Of a wrong token and of an address that is no URL.
+        assert page.console_errors("401", "400") == []
         check_silence(page, friendly)
     check_locked(directory)
     check_hostile(directory)
     check_without_script(directory, friendly)
+
+
+def check_state(page, mock):
+    step("the header and the title show the problems, and that there are none")
+    page.wait_for("#state", "1 upstream down since")
+    assert "1 image incomplete" in page.text("#state") and page.driver.title.startswith("1 upstream down"), page.driver.title
+    problems, mock.data["state"] = mock.data["state"], {"level": "ok", "problems": []}
+    page.wait_for("#state", "No problems")
+    assert page.driver.title == "Larder"
+    mock.data["state"] = problems
+    page.wait_for("#state", "1 upstream down since")
+
+
+def check_sorting(page):
+    step("keyboard: the head of a column sorts by it, and again in the other order")
+    by_name = page.images()
+    page.js("document.querySelector('[data-sort=size]').focus()")
+    for order, first in (("descending", "scipy-notebook"), ("ascending", "pause")):
+        page.press(Keys.ENTER)
+        page.wait(f"{first} first", lambda first=first: first in page.images()[0])
+        assert page.js("return document.querySelector('[data-sort=size]').closest('th').ariaSort") == order
+    page.js("document.querySelector('[data-sort=name]').focus()")
+    page.press(Keys.ENTER)
+    page.wait("names in order", lambda: page.images() == by_name)
+
+
+def check_adding(page, mock):
+    step("keyboard: images are added by name, with the result of each")
+    for name, result in (("alpine:3.20", "complete"), ("no-such-image", "404")):
+        page.type("#add-form [name=image]", name)
+        page.press(Keys.ENTER)
+        page.wait_for("#added", result)
+    assert [path for _, path, _ in mock.changes[-2:]] == ["/api/v1/prefetch"] * 2, mock.changes
+
+
+def check_history(page):
+    step("keyboard: the span of the history can be selected, and a single busy hour is visible")
+    page.js("document.querySelector('#span [value=day]').focus()")
+    page.press(Keys.ARROW_RIGHT)
+    page.wait_for("#history-summary", "In the last week")
+    assert "h.01" in page.js("return document.querySelector('#chart-hits .dot').getAttribute('d')")
+    page.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT)
+    page.wait_for("#history-summary", "In the last hour")
+
+
+def check_clients(page):
+    step("the configuration of clients follows the selected client and the typed address")
+    assert "_default/hosts.toml" in page.text("#client-files") and "Assumes" in page.text("#client-assumptions")
+    page.type("#client-form [name=server]", "http://larder.test:80")
+    page.wait_for("#client-files", "http://larder.test:80")
+    page.type("#client-form [name=server]", "no URL")
+    page.wait_for("#client-error", "is not a URL")
+
+
+def check_activity_of_mock(page):
+    step("requests can be limited to failures, and the log and the configuration are shown")
+    assert len(page.texts("#request-rows tr")) == 12
+    page.js("document.getElementById('failures').focus()")
+    page.press(Keys.SPACE)
+    page.wait("the failures", lambda: len(page.texts("#request-rows tr")) == 3)
+    assert "504" in page.text("#request-rows") and "client-gone" in page.text("#request-rows")
+    assert "1 error and 2 warnings" in page.text("#log-note") and "503 SlowDown" in page.text("#log-lines")
+    assert "/etc/larder/larder.yaml" in page.text("#configuration-state") and "port" in page.text("#configuration-state")
 
 
 def check_overview(page):
@@ -276,7 +403,12 @@ def check_overview(page):
     assert page.text("#tile-images") == "12" and "11 complete" in page.text("#tile-images-note")
     assert "%" in page.text("#tile-hits") and "GB" in page.text("#tile-saved") and "2.0 GB" in page.text("#tile-disk")
     assert "without a download" in page.js("return document.querySelector('#chart-bytes svg').getAttribute('aria-label')")
-    assert "breaker open" in page.text("#upstream-list") and "76 of 100 pulls left" in page.text("#upstream-list")
+    assert "registries" in page.text("#sources-keys") and "peers" in page.text("#sources-keys")
+    upstreams = page.text("#upstream-list")
+    for text in ("unreachable", "retry in", "last answered", "not used yet", "76 of 100 pulls left"):
+        assert text in upstreams, f"{text} is not in {upstreams}"
+    # The registry of one image that is due for a check cannot be asked.
+    assert page.text("#image-rows").count("not checked") == 1
     assert len(page.texts("#registry-rows tr")) == 3
 
 
@@ -340,9 +472,11 @@ def check_silence(page, mock):
     step("the page reports that the server does not respond, and that it responds again")
     mock.is_silent = True
     page.wait_for("#silence", "No response since")
+    assert "No response since" in page.text("#state") and page.driver.title.startswith("No response since")
     mock.is_silent = False
     page.wait("the end of the warning", lambda: page.text("#silence") == "")
     page.wait_for("#notice", "responds again")
+    assert "1 upstream down" in page.text("#state")
 
 
 def check_locked(directory):
@@ -370,7 +504,8 @@ def check_hostile(directory):
     with browser(directory) as page:
         page.emulate()
         page.open(mock.url)
-        for selector in ("#image-rows", "#upstream-list", "#pin-list", "#flights", "#partials"):
+        for selector in ("#state", "#image-rows", "#added", "#upstream-list", "#pin-list", "#flights", "#partials", "#request-rows", "#log-lines",
+                         "#configuration-state"):
             page.wait_for(selector, page_mock.HOSTILE)
         check_nothing_injected(page)
         page.js("document.querySelector('#image-rows button.link').focus()")

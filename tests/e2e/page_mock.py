@@ -20,8 +20,8 @@ import urllib.parse
 
 TOKEN = "mock-token"
 PAGE = pathlib.Path(__file__).parents[2] / "src/api/management/page"
-FILES = {"/": ("index.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css; charset=utf-8"),
-         "/page.js": ("page.js", "text/javascript; charset=utf-8")}
+FILES = {"/": ("index.html", "text/html; charset=utf-8"), "/page.css": ("page.css", "text/css; charset=utf-8")}
+FILES |= {f"/{path.name}": (path.name, "text/javascript; charset=utf-8") for path in sorted(PAGE.glob("*.js"))}
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
           "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 HOSTILE = "<img src=x onerror=\"window.injected=1;alert(1)\"><script>window.injected=1</script><style>*{display:none}</style>"
@@ -43,11 +43,13 @@ def image(number, name, megabytes, platforms, pulled, missing=0, **more):
             "sizeBytes": int(megabytes * MB), "missingBytes": int(missing * MB), "complete": missing == 0, "platforms": platforms,
             "manifests": 1 + len(platforms), "blobs": 4 * len(platforms), "created": ago(pulled + 20 * 86400),
             "fetched": ago(pulled + 3 * 86400), "checked": ago(240), "goneUpstream": None, "pulled": ago(pulled),
-            "pinned": False, "stale": False} | more
+            "pinned": False, "stale": False,
+            "pulls": {"sinceStart": number * 37 % 101, "lastClient": f"10.244.{number % 4}.{number * 7}", "lastAgent": "containerd/2.1.4"}} | more
 
 
 def peer(url, **more):
-    return {"url": url, "isThisProcess": False, "rank": None, "version": "0.1.0", "differences": [], "failing": 0, "lastFailure": None} | more
+    return {"url": url, "isThisProcess": False, "rank": None, "version": "0.1.0", "differences": [], "failing": 0, "failingSince": None,
+            "lastFailure": None, "lastFailureTime": None} | more
 
 
 def friendly():
@@ -66,16 +68,19 @@ def friendly():
         image(11, "registry.k8s.io/kube-proxy:v1.31.2", 92.3, both, 900),
         image(12, "registry.k8s.io/pause:3.10", 0.7, both, 35),
     ]
-    def endpoint(url, breaker="closed", again=None, failures=0, last=None, limit=None):
-        return {"url": url, "breaker": breaker, "askedAgainInSeconds": again, "failuresInARow": failures, "lastFailure": last,
-                "rateLimit": limit}
+    def endpoint(url, breaker="closed", again=None, failures=0, last=None, limit=None, success=40, failed=5000):
+        return {"url": url, "breaker": breaker, "askedAgainInSeconds": again, "failuresInARow": failures,
+                "lastSuccess": success and ago(success), "lastFailure": last, "lastFailureTime": last and ago(failed),
+                "unreachableSince": None if breaker == "closed" else ago(failed + 900), "rateLimit": limit}
     upstreams = [
         {"name": "docker.io", "endpoints": [
             endpoint("https://hub-mirror.example", "open", 23.4, 5,
-                     "GET https://hub-mirror.example/v2/library/nginx/manifests/1.27: connection refused"),
+                     "GET https://hub-mirror.example/v2/library/nginx/manifests/1.27: connection refused", success=7000, failed=12),
             endpoint("https://registry-1.docker.io", limit={"limit": 100, "remaining": 76, "windowSeconds": 21600})]},
-        {"name": "quay.io", "endpoints": [endpoint("https://quay.io")]},
-        {"name": "registry.k8s.io", "endpoints": [endpoint("https://registry.k8s.io")]},
+        {"name": "quay.io", "endpoints": [endpoint("https://quay.io", last="GET https://quay.io/v2/cilium/cilium/manifests/v1.16.3: 502")]},
+        {"name": "registry.k8s.io", "endpoints": [
+            endpoint("https://registry.k8s.io", "open", 4.2, 9, "GET https://registry.k8s.io/v2/: timed out (connecting)", success=8000, failed=3)]},
+        {"name": "ghcr.io", "endpoints": [endpoint("https://ghcr.io", success=None)]},
     ]
     pins = [{"pattern": "registry.k8s.io/*", "source": "configuration"},
             {"pattern": "docker.io/library/alpine:3.20", "source": "cache"}]
@@ -83,13 +88,38 @@ def friendly():
                 "bytes": 314_400_000, "sizeBytes": 512_000_000}]
     partials = [{"upstream": "docker.io", "digest": digest(81), "bytes": 18_300_000, "written": ago(5400)}]
     peers = [peer("http://10.244.1.17:8080", isThisProcess=True), peer("http://10.244.2.9:8080", differences=["tagTtl"]),
-             peer("http://10.244.3.30:8080", failing=2, lastFailure="GET http://10.244.3.30:8080/v2/: timed out (connecting)")]
+             peer("http://10.244.3.30:8080", failing=2, failingSince=ago(800), lastFailureTime=ago(20), lastFailure="GET http://10.244.3.30:8080/v2/: timed out (connecting)")]
     bucket = {"url": "https://s3.example.com/larder/cluster-a/", "readOnly": False, "queued": 12, "running": 4, "done": 8134,
               "bytesSent": 91 * GB, "failure": {"since": ago(190), "text": "PUT https://s3.example.com/larder/…: 503 SlowDown"},
               "reads": {"url": "https://s3.example.com/larder/cluster-a/", "breaker": "closed", "askedAgainInSeconds": None,
-                        "failuresInARow": 0, "lastFailure": None, "rateLimit": None},
+                        "failuresInARow": 0, "lastSuccess": ago(9), "lastFailure": None, "lastFailureTime": None,
+                        "unreachableSince": None, "rateLimit": None},
               "probe": {"error": None, "readable": True, "writable": True, "createsIfAbsent": True, "verifiesChecksums": True}}
-    return {"images": images, "bucket": bucket, "upstreams": upstreams, "peers": peers, "pins": pins, "flights": flights, "partials": partials}
+    state = {"level": "error", "problems": [
+        {"kind": "upstreams", "level": "error", "text": "1 upstream down", "since": ago(903)},
+        {"kind": "images", "level": "warning", "text": "1 image incomplete", "since": None},
+        {"kind": "disk", "level": "warning", "text": "disk 92 %", "since": None}]}
+    def request(seconds, method, path, status, how, size, took, **more):
+        return {"time": ago(seconds), "method": method, "path": path, "status": status, "bytes": size, "milliseconds": took,
+                "client": "10.244.1.20", "agent": "containerd/2.1.4", "user": None, "cache": how, "reason": None,
+                "upstream": "docker.io", "ended": None, "error": None} | more
+    requests = [
+        request(3, "GET", f"/v2/library/nginx/blobs/{digest(5)}", 200, "hit", 29_100_000, 211.4),
+        request(4, "GET", f"/v2/library/nginx/manifests/{digest(2)}", 200, "hit", 2295, 0.4),
+        request(4, "HEAD", "/v2/library/nginx/manifests/1.27", 200, "hit", 0, 0.3),
+        request(31, "GET", "/v2/coredns/coredns/manifests/v1.12", 504, "none", 118, 10021.7, reason="upstream", upstream="registry.k8s.io"),
+        request(64, "GET", f"/v2/jupyter/scipy-notebook/blobs/{digest(80)}", 200, "miss", 130_400_000, 60211.0, upstream="quay.io",
+                reason="not-cached", ended="client-gone", agent="skopeo/1.16"),
+        request(130, "GET", "/v2/library/ngnix/manifests/latest", 404, "none", 97, 340.2, agent="docker/27.3", user="ci", reason="unknown")]
+    requests += [request(200 + each, "GET", f"/v2/library/redis/blobs/{digest(each)}", 200, "hit", 3_000_000 + each, 12.5) for each in range(20)]
+    lines = [{"time": ago(17), "level": "warning", "text": "registry.k8s.io: https://registry.k8s.io is not asked for 30 s: GET https://registry.k8s.io/v2/: timed out (connecting)"},
+             {"time": ago(190), "level": "error", "text": "objectStore: PUT https://s3.example.com/larder/…: 503 SlowDown"},
+             {"time": ago(90_000), "level": "warning", "text": "management: wrong token from 10.0.0.7 (logged once a minute)"}]
+    configuration = {"file": "/etc/larder/larder.yaml", "loaded": ago(4000), "afterRestart": ["port"], "refused": None,
+                     "effective": "cacheSize: 3GB\nfreeSpace: 10GB\nregistries:\n- name: docker.io\n  endpoints:\n  - https://hub-mirror.example\n"
+                                  "  - https://registry-1.docker.io\n  credentials:\n    username: ci\n    password: '***'\n"}
+    return {"images": images, "bucket": bucket, "upstreams": upstreams, "peers": peers, "pins": pins, "flights": flights, "partials": partials,
+            "state": state, "requests": requests, "lines": lines, "configuration": configuration, "prefetches": []}
 
 
 def hostile():
@@ -104,6 +134,17 @@ def hostile():
     data["bucket"]["reads"].update(lastFailure=HOSTILE)
     for each in data["peers"]:
         each.update(url="javascript:alert(1)//" + HOSTILE + each["url"], version=HOSTILE, differences=[HOSTILE], lastFailure=HOSTILE)
+    for each in data["images"]:
+        each["pulls"].update(lastClient=HOSTILE, lastAgent=HOSTILE)
+    for number, each in enumerate(data["requests"]):
+        each.update(path=HOSTILE * (1 + number % 3), method=HOSTILE, client=HOSTILE, agent=HOSTILE, user=HOSTILE, cache=HOSTILE, reason=HOSTILE,
+                    upstream=HOSTILE, ended=HOSTILE, error=HOSTILE)
+    for each in data["lines"]:
+        each.update(text=HOSTILE, level=HOSTILE)
+    for each in data["state"]["problems"]:
+        each.update(text=HOSTILE)
+    data["configuration"].update(file=HOSTILE, effective=HOSTILE, afterRestart=[HOSTILE], refused={"since": ago(5), "text": HOSTILE})
+    data["prefetches"] = [{"image": HOSTILE, "state": "failed", "since": ago(3), "reason": HOSTILE}]
     data["pins"] = [{"pattern": HOSTILE, "source": "cache"}, {"pattern": "\u202e" + HOSTILE * 20, "source": HOSTILE}]
     for number, each in enumerate(data["flights"] + data["partials"]):
         each.update(upstream=HOSTILE, repository=HOSTILE, digest=HOSTILE + str(number))
@@ -134,6 +175,12 @@ class Mock(http.server.ThreadingHTTPServer):
         self.is_locked = self.is_silent = False
         self.changes = []
         self.history = history()
+        self.details = {"created": ago(30 * 86400), "platform": "linux/amd64", "entrypoint": ["/docker-entrypoint.sh"],
+                        "command": ["nginx", "-g", "daemon off;"], "user": "101", "workingDirectory": "/srv", "ports": ["80/tcp"],
+                        "labels": [{"name": "org.opencontainers.image.source", "value": "https://github.com/nginx/docker-nginx"}]}
+        if data["lines"][0]["text"] == HOSTILE:
+            self.details = {key: [HOSTILE] * 3 if isinstance(value, list) else HOSTILE for key, value in self.details.items()}
+            self.details["labels"] = [{"name": HOSTILE, "value": HOSTILE}]
 
     @property
     def url(self):
@@ -164,7 +211,9 @@ def matching(data, query):
         found = [each for each in found if each["pinned"] == (query["pinned"] == "true")]
     keys = {"size": "sizeBytes", "pulled": "pulled", "fetched": "fetched", "created": "created"}
     sort = query.get("sort", "name")
-    return sorted(found, key=lambda each: each[keys.get(sort, "image")], reverse=sort in keys)
+    order = query.get("order", "ascending" if sort == "name" else "descending")
+    key = (lambda each: each["pulls"]["sinceStart"]) if sort == "pulls" else (lambda each: each[keys.get(sort, "image")])
+    return sorted(found, key=key, reverse=order == "descending")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -190,7 +239,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if self.command != "GET":
             self.server.changes.append((self.command, url.path, query))
-        name = f"{self.command.lower()}_{url.path.removeprefix('/api/v1/').replace('/', '_')}"
+        name = f"{self.command.lower()}_{url.path.removeprefix('/api/v1/').replace('/', '_').replace('-', '_')}"
         answer = getattr(self, name, None)
         self.send_json(*(answer(query) if answer else (404, {"error": "not found"})))
 
@@ -205,12 +254,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         # Totals of nine such days.
         total = {key: 9 * sum(step[key] for step in steps) for key in ("hits", "misses", "bytesServed", "bytesFetched")}
         return 200, {
-            "version": "0.1.0", "started": ago(9 * 86400 + 4000), "now": ago(0), "ready": True, "offline": False, "airGapped": False,
+            "version": "0.1.0", "started": ago(9 * 86400 + 4000), "now": ago(0), "ready": True, "state": self.server.data["state"], "offline": False, "airGapped": False,
             "readOnly": False,
             "usage": {"asOf": ago(12), "tookMilliseconds": 48, "images": len(images),
                       "completeImages": sum(each["complete"] for each in images), "repositories": len(images), "manifests": 37,
                       "manifestBytes": 51_000, "blobs": 143, "blobBytes": used, "registries": [registry(name) for name in names]},
-            "disk": {"usedBytes": used, "freeBytes": 41 * GB, "freeInodes": 9_000_000, "inodes": 10_000_000, "cacheSizeBytes": 3 * GB, "freeSpaceBytes": 10 * GB},
+            "disk": {"usedBytes": used, "freeBytes": 41 * GB, "sizeBytes": 512 * GB, "freeInodes": 9_000_000, "inodes": 10_000_000, "cacheSizeBytes": 3 * GB, "freeSpaceBytes": 10 * GB},
             "traffic": {"hit": total["hits"], "join": total["misses"] // 3, "miss": total["misses"] - total["misses"] // 3,
                         "stale": 14, "bypass": 0, "bytesServed": total["bytesServed"], "bytesFetched": total["bytesFetched"],
                         "bytesReceived": {"registry": total["bytesFetched"] // 3, "parent": 0, "peer": total["bytesFetched"] // 3,
@@ -218,8 +267,37 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "connections": 14, "busyWorkers": 1,
             "counts": {"damagedFiles": 0, "blobsNotCached": 0, "manifestsNotCached": 0, "imagesEvicted": 31, "bytesEvicted": 5_820_000_000}}
 
-    def get_history(self, _):
-        return 200, {"history": self.server.history}
+    def get_history(self, query):
+        seconds, steps = {"hour": (60, 60), "day": (900, 96), "week": (3600, 168)}[query["span"]]
+        if query["span"] == "week":
+            # One day with traffic, one without, and then one with a single busy hour.
+            steps = [step for number, step in enumerate(self.server.history) if number < 100]
+            return 200, {"stepSeconds": seconds, "history": [dict(step, time=ago((120 - number) * 3600)) for number, step in enumerate(steps)
+                                                             if number < 60 or number == 80]}
+        return 200, {"stepSeconds": seconds, "history": self.server.history[-seconds // 60 * steps:]}
+
+    def get_requests(self, _):
+        return 200, {"requests": self.server.data["requests"]}
+
+    def get_log(self, _):
+        return 200, {"lines": self.server.data["lines"]}
+
+    def get_prefetches(self, _):
+        return 200, {"prefetches": self.server.data["prefetches"]}
+
+    def get_configuration(self, _):
+        return 200, self.server.data["configuration"]
+
+    def get_client_configuration(self, query):
+        client, server = query.get("client", "containerd"), query.get("server")
+        if server is not None and not re.fullmatch("https?://[a-z0-9.:-]+", server):
+            return 400, {"error": f"server: {server} is not a URL such as http://10.0.0.5:8080"}
+        assumptions = [] if server else ["clients reach the server under the name by which you opened this page, at the port of the configuration"]
+        server = server or "http://127.0.0.1:8080"
+        text = f"# Written by larder hosts-toml\n\n[host.\"{server}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+        paths = {"containerd": ["/etc/containerd/certs.d/_default/hosts.toml", "/etc/containerd/certs.d/docker.io/hosts.toml"]}
+        files = [{"path": path, "text": text} for path in paths.get(client, [f"/etc/{client}.conf"])]
+        return 200, {"client": client, "server": server, "assumptions": assumptions, "files": files, "effect": f"{client} uses it from the next pull on"}
 
     def get_images(self, query):
         found = matching(self.server.data, query)
@@ -231,10 +309,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         found = [each for each in matching(self.server.data, {}) if each["image"] == query.get("image")]
         if not found:
             return 404, {"error": f"{query.get('image')} is not in the cache"}
-        tree = [{"digest": found[0]["digest"], "sizeBytes": 1638, "platform": None, "present": True, "blobs": []}]
+        tree = [{"digest": found[0]["digest"], "sizeBytes": 1638, "platform": None, "present": True, "details": None, "blobs": []}]
         for number, platform in enumerate(found[0]["platforms"]):
-            blobs = [{"digest": digest(900 + number * 9 + each), "sizeBytes": 3_400_000 + 7 ** each, "present": found[0]["complete"] or each == 0} for each in range(3)]
-            tree.append({"digest": digest(800 + number), "sizeBytes": 1024, "platform": platform, "present": True, "blobs": blobs})
+            blobs = [{"role": "layer" if each else "config", "digest": digest(900 + number * 9 + each), "sizeBytes": 3_400_000 + 7 ** each, "present": found[0]["complete"] or each == 0} for each in range(3)]
+            tree.append({"digest": digest(800 + number), "sizeBytes": 1024, "platform": platform, "present": True, "details": self.server.details, "blobs": blobs})
         return 200, found[0] | {"tree": tree}
 
     def get_flights(self, _):
@@ -290,6 +368,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
                      "blobsYoung": 0, "partials": 0, "keptPinned": len(found) - len(gone), "keptInUse": 0, "partial": False}
 
     def post_prefetch(self, query):
+        name = query["image"] if "/" in query["image"] else f"docker.io/library/{query['image']}"
+        known = any(each["image"] == name for each in self.server.data["images"])
+        self.server.data["prefetches"].insert(0, {"image": name, "state": "found" if known else "failed", "since": ago(0),
+                                                  "reason": None if known else f"GET https://registry.test/v2/{name}: 404"})
         return 202, {"image": query["image"]}
 
     def post_check(self, query):

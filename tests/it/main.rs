@@ -100,6 +100,8 @@ mod eviction;
 mod probes;
 // The management API: reading.
 mod management;
+// What it reports about the recent past.
+mod management_activity;
 // The management API: changes.
 mod management_changes;
 // The management API: authorization and errors.

@@ -56,7 +56,17 @@ fn every_operation_matches_the_openapi_document() {
     for (operation, query, status) in [
         ("GET /api/v1/status", "", 200),
         ("GET /api/v1/history", "", 200),
+        ("GET /api/v1/history", "?span=week", 200),
         ("GET /api/v1/history", "?since=1h", 400),
+        ("GET /api/v1/requests", "", 200),
+        ("GET /api/v1/requests", "?limit=1", 400),
+        ("GET /api/v1/log", "", 200),
+        ("GET /api/v1/log", "?limit=1", 400),
+        ("GET /api/v1/configuration", "", 200),
+        ("GET /api/v1/configuration", "?key=port", 400),
+        ("GET /api/v1/client-configuration", "", 200),
+        ("GET /api/v1/client-configuration", "?client=k3s&server=https://l.test", 200),
+        ("GET /api/v1/client-configuration", "?client=wget", 400),
         ("GET /api/v1/repositories", "?registry=docker.io", 200),
         ("GET /api/v1/repositories", "?registry=:", 400),
         ("GET /api/v1/images", "", 200),
@@ -97,6 +107,8 @@ fn every_operation_matches_the_openapi_document() {
         ("POST /api/v1/tags/accept", "", 400),
         ("POST /api/v1/tags/reject", "?image=app:1", 404),
         ("POST /api/v1/tags/reject", "?image=A", 400),
+        ("GET /api/v1/prefetches", "", 200),
+        ("GET /api/v1/prefetches", "?image=app:2", 400),
         ("POST /api/v1/flights/resume", "", 202),
         ("POST /api/v1/check", "?target=docker.io", 200),
         ("POST /api/v1/check", "?target=app:1", 200),
@@ -353,6 +365,15 @@ fn upstreams_show_an_open_breaker() {
     let open = endpoint(&server);
     assert_eq!((&open["url"], &open["breaker"]), (&json!(registry.url("")), &json!("open")));
     assert_eq!(open["failuresInARow"], 3);
+    assert!(first["lastSuccess"].is_string() && first["unreachableSince"].is_null(), "{first}");
+    assert!(open["lastFailureTime"].is_string() && open["unreachableSince"].is_string(), "{open}");
+    let state = &server.api("status")["state"];
+    let problem = &state["problems"][0];
+    assert_eq!((&state["level"], &problem["text"]), (&json!("error"), &json!("1 upstream down")));
+    assert_eq!(
+        (&problem["since"], &problem["kind"]),
+        (&open["unreachableSince"], &json!("upstreams"))
+    );
     assert!(open["askedAgainInSeconds"].as_f64().is_some_and(|wait| wait > 0.0), "{open}");
     assert!(open["lastFailure"].as_str().is_some_and(|why| why.contains("500")), "{open}");
     let verbose = server.get("/health?verbose").json();

@@ -108,7 +108,11 @@ fn invalid_parameters_are_refused_with_the_valid_ones() {
         ("GET", "images?limit=1001", "limit must be a number from 1 to 1000"),
         ("GET", "images?offset=-1", "offset must be a number from 0"),
         ("GET", "images?limit=1&limit=2", "limit is given twice"),
-        ("GET", "images?sort=age", "sort must be one of name, size, pulled, fetched, created"),
+        (
+            "GET",
+            "images?sort=age",
+            "sort must be one of name, size, pulled, pulls, fetched, created",
+        ),
         ("GET", "images?state=whole", "state must be one of complete, partial"),
         ("GET", "images?pinned=yes", "pinned must be true or false"),
         ("GET", "images?pattern=/(/", "pattern: not a pattern"),

@@ -126,6 +126,8 @@ fn checks_of_moved_tags_and_lists_are_counted_as_upstream_requests() {
     assert_eq!(missing, 2, "HEAD and GET");
 }
 
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+
 #[test]
 fn page_may_load_nothing_from_other_origins() {
     let (_registry, site) = Site::empty("");
@@ -133,7 +135,7 @@ fn page_may_load_nothing_from_other_origins() {
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),
         ("/page.css", "text/css; charset=utf-8"),
-        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/page.js", SCRIPT),
         ("/openapi.yaml", "application/yaml"),
     ] {
         let got = server.get(path);
@@ -146,6 +148,22 @@ fn page_may_load_nothing_from_other_origins() {
         assert_eq!(got.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert_eq!(got.header("referrer-policy"), Some("no-referrer"), "{path}");
     }
+    // Modules import each other by paths that are served.
+    let mut paths = vec!["/page.js".to_owned()];
+    for at in 0.. {
+        let Some(path) = paths.get(at).cloned() else { break };
+        let got = server.get(&path);
+        assert_eq!((got.status, got.header("content-type")), (200, Some(SCRIPT)), "{path}");
+        let text = got.text();
+        let imports = text.lines().filter(|line| line.starts_with("import "));
+        for import in imports.filter_map(|line| line.split('\'').nth(1)) {
+            let path = import.replacen("./", "/", 1);
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    assert!(paths.len() > 5, "{paths:?}");
     let page = server.get("/").text();
     assert!(page.contains("src=\"/page.js\"") && page.contains("href=\"/page.css\""), "{page}");
     for inline in ["src=\"http", "href=\"http", " style=", " onclick=", "<script>", "<style>"] {

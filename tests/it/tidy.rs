@@ -43,7 +43,8 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("http", "certificates client_address budget units sync", "registries, digests, store"),
     (
         "api",
-        "oci cache prune metrics http users client_address budget via introduction units events image_sync",
+        "oci cache prune metrics http users client_address client_config budget via introduction units events \
+         image_sync",
         "the upstream client, file paths",
     ),
     (

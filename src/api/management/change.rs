@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::status::Refusal;
 use super::check::{CheckTarget, check_document};
-use super::{Handlers, accepted, document, documents, read, sync};
+use super::{Handlers, accepted, document, documents, images, sync};
 use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
 use crate::oci::{Choice, Decision, Digest, Reference, Upstream};
@@ -86,7 +86,7 @@ fn prune(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
 
 fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     let query = handlers.query(request, &["image"])?;
-    let (name, reference) = read::reference(&query)?;
+    let (name, reference) = images::reference(&query)?;
     let started = handlers.cache.prefetch(&name, &reference, handlers.platforms.clone());
     started.map_err(|error| match error {
         CacheError::NotCached => offline(),
@@ -101,7 +101,7 @@ fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
 /// Decides about a tag that has moved at its registry (`tags[].hold`).
 fn decide(handlers: &Handlers, request: &Request, decision: Decision) -> Result<Reply, Refusal> {
     let query = handlers.query(request, &["image", "digest"])?;
-    let (name, reference) = read::reference(&query)?;
+    let (name, reference) = images::reference(&query)?;
     let digest: Option<Digest> = query.parsed("digest")?;
     let image = name.with(&reference);
     let decided = match &reference {

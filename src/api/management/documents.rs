@@ -9,7 +9,7 @@ use crate::cache::{
     PeerStatus, UpstreamStatus, UsageSummary,
 };
 use crate::events::RecordedEvent;
-use crate::oci::PreviousManifest;
+use crate::oci::{ImageDetails, PreviousManifest};
 use crate::prune::{Report, timestamp};
 
 /// An image.
@@ -51,6 +51,21 @@ pub fn event_document(recorded: &RecordedEvent) -> Value {
         document["details"][*name] = value.as_str().into();
     }
     document
+}
+
+/// What the config of an image states about it.
+pub(super) fn image_details(details: &ImageDetails) -> Value {
+    let labels = details.labels.iter().map(|(name, value)| json!({ "name": name, "value": value }));
+    json!({
+        "created": details.created,
+        "platform": details.platform,
+        "entrypoint": details.entrypoint,
+        "command": details.command,
+        "user": details.user,
+        "workingDirectory": details.working_directory,
+        "ports": details.ports,
+        "labels": labels.collect::<Vec<_>>(),
+    })
 }
 
 /// The report of a prune.
@@ -138,7 +153,9 @@ pub(super) fn peer(status: &PeerStatus) -> Value {
         "version": status.version,
         "differences": status.differences,
         "failing": status.failing,
+        "failingSince": status.failing_since.map(timestamp),
         "lastFailure": status.last_failure,
+        "lastFailureTime": status.failed.map(timestamp),
     })
 }
 
@@ -173,12 +190,19 @@ fn endpoint(status: &EndpointStatus) -> Value {
         BreakerState::Open(wait) => ("open", Some(wait.as_secs_f64())),
         BreakerState::HalfOpen => ("half-open", None),
     };
+    let unreachable_since = match status.breaker {
+        BreakerState::Closed => None,
+        BreakerState::Open(_) | BreakerState::HalfOpen => status.failing_since,
+    };
     json!({
         "url": status.url,
         "breaker": breaker,
         "askedAgainInSeconds": asked_again_in,
         "failuresInARow": status.failures,
+        "lastSuccess": status.answered.map(timestamp),
         "lastFailure": status.last_failure,
+        "lastFailureTime": status.failed.map(timestamp),
+        "unreachableSince": unreachable_since.map(timestamp),
         "rateLimit": status.quota.as_ref().map(|quota| json!({
             "limit": quota.limit,
             "remaining": quota.remaining,

@@ -11,9 +11,12 @@ mod documents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod gauges;
+mod images;
 mod page;
 mod query;
 mod read;
+mod setup;
+mod state;
 mod sync;
 
 use std::net::SocketAddr;
@@ -26,7 +29,7 @@ use serde_json::Value;
 
 use super::bodies::Bodies;
 use super::status::{Refusal, refusal, unready};
-use super::{NamingInForce, ping};
+use super::{Activity, NamingInForce, RecentLines, ping};
 use crate::cache::Cache;
 use crate::http::{Body, Context, Controller, Handler, Method, Reply, Request, Step};
 use crate::image_sync::ImageSync;
@@ -37,6 +40,7 @@ use query::Query;
 pub use access::ReadToken;
 pub use check::{CheckTarget, check_document};
 pub use documents::{event_document, image_document, report_document};
+pub use setup::{ConfigurationInForce, ConfigurationReport};
 
 /// The number of concurrent requests that read all images or remove some, so that workers are left for probes.
 const HEAVY_MAX: usize = 2;
@@ -102,6 +106,12 @@ pub struct Setting {
     pub naming: NamingInForce,
     /// The serving port.
     pub edge: Controller,
+    /// What the serving port has noted.
+    pub activity: Arc<Activity>,
+    /// The latest warnings and errors of the log.
+    pub lines: Arc<RecentLines>,
+    /// The configuration in effect.
+    pub configuration: ConfigurationInForce,
     /// The token that changes require; without it, nothing can be changed.
     pub token: Option<ReadToken>,
     /// The platforms that are prefetched of multi-platform images.
@@ -124,6 +134,9 @@ struct Handlers {
     sync: ImageSync,
     naming: NamingInForce,
     edge: Controller,
+    activity: Arc<Activity>,
+    lines: Arc<RecentLines>,
+    configuration: ConfigurationInForce,
     token: Token,
     platforms: Platforms,
     started: SystemTime,
@@ -136,21 +149,20 @@ struct Handlers {
 impl Management {
     /// One for each scope.
     pub fn new(setting: Setting, scopes: &[Scope]) -> Vec<Management> {
-        let Setting { cache, sync, naming, edge, token, platforms, started, version } = setting;
-        let token = Token::new(token);
-        let heavy = AtomicUsize::new(0);
-        let bodies = Bodies::new(cache.clone());
         let handlers = Handlers {
-            cache,
-            sync,
-            naming,
-            edge,
-            token,
-            platforms,
-            started,
-            version,
-            bodies,
-            heavy,
+            bodies: Bodies::new(setting.cache.clone()),
+            cache: setting.cache,
+            sync: setting.sync,
+            naming: setting.naming,
+            edge: setting.edge,
+            activity: setting.activity,
+            lines: setting.lines,
+            configuration: setting.configuration,
+            token: Token::new(setting.token),
+            platforms: setting.platforms,
+            started: setting.started,
+            version: setting.version,
+            heavy: AtomicUsize::new(0),
         };
         let handlers = Arc::new(handlers);
         let of = |scope: &Scope| Management { handlers: Arc::clone(&handlers), scope: *scope };
@@ -215,8 +227,22 @@ impl Management {
 impl Handlers {
     fn api(&self, what: &str, request: &Request, is_read: bool) -> Result<Reply, Refusal> {
         let methods = match what {
-            "status" | "history" | "images" | "image" | "incomplete" | "repositories" | "blobs"
-            | "upstreams" | "peers" | "bucket" | "events" => "GET, HEAD",
+            "status"
+            | "history"
+            | "images"
+            | "image"
+            | "incomplete"
+            | "repositories"
+            | "blobs"
+            | "upstreams"
+            | "peers"
+            | "bucket"
+            | "events"
+            | "requests"
+            | "log"
+            | "prefetches"
+            | "configuration"
+            | "client-configuration" => "GET, HEAD",
             "flights" => "GET, HEAD, DELETE",
             "sync" => "GET, HEAD, POST",
             "pins" => "GET, HEAD, POST, DELETE",

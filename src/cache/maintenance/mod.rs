@@ -1,6 +1,7 @@
 //! Maintenance: counts disk usage, lists images, evicts and prunes, slowly and in the background.
 
 mod background;
+mod history;
 mod index_writer;
 mod scrub;
 
@@ -21,6 +22,7 @@ use crate::units::{plural, size};
 use crate::upstream::Standing;
 
 pub(super) use background::Background;
+use history::HistoryKeeper;
 pub use index_writer::IndexWriter;
 pub use scrub::{Pace, ScrubPolicy, ScrubReport, Scrubber};
 
@@ -37,8 +39,6 @@ const WALK_SHARE: u32 = 200;
 const OUTDATED_INTERVAL: Duration = Duration::from_secs(2);
 /// A background walk rests this many times as long as it works, so that it takes a fifth of a core.
 const REST: u32 = 4;
-/// How often traffic is recorded for the history.
-const STEP_INTERVAL: Duration = Duration::from_secs(60);
 /// How often the pins of the configuration are stored for commands that do not read it.
 const NOTE_INTERVAL: Duration = Duration::from_secs(60);
 /// How many partial downloads of unlisted registries are kept, and how often that is enforced.
@@ -87,7 +87,7 @@ struct Work {
     next_walk: Instant,
     /// When the last walk ended.
     walked: Instant,
-    next_step: Instant,
+    history: HistoryKeeper,
     next_leftovers: Instant,
     next_partials: Instant,
     /// The pins of the configuration that were last stored.
@@ -99,12 +99,12 @@ impl Work {
     fn new(cache: Cache, stopped: Receiver<()>) -> Work {
         let now = Instant::now();
         Work {
+            history: HistoryKeeper::start(cache.clone()),
             cache,
             stopped,
             next_count: now,
             next_walk: now,
             walked: now,
-            next_step: now + STEP_INTERVAL,
             next_leftovers: now,
             next_partials: now,
             noted: None,
@@ -121,13 +121,10 @@ impl Work {
                 self.remove_leftovers();
                 self.bound_partials();
             }
-            if Instant::now() >= self.next_step {
-                self.cache.core().metrics.step(self.cache.now());
-                self.next_step += STEP_INTERVAL;
-            }
+            self.history.work();
             match self.stopped.recv_timeout(CHECK_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return self.history.finish(),
             }
         }
     }

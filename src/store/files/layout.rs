@@ -221,6 +221,11 @@ impl Layout {
         self.root.join("usage").join("incomplete.json")
     }
 
+    /// The traffic of the last week, for the history.
+    pub(in crate::store) fn traffic(&self) -> PathBuf {
+        self.root.join("usage").join("traffic.json")
+    }
+
     /// Held by the process that walks the images.
     pub(in crate::store) fn usage_lock(&self) -> PathBuf {
         self.incoming().join("usage.lock")

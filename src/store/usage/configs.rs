@@ -1,6 +1,6 @@
 //! What the configs of an image state: when it was built, and for which platform.
 
-use crate::oci::{Descriptor, ImageConfig, ManifestKind};
+use crate::oci::{Descriptor, ImageConfig, ImageDetails, ManifestKind};
 use crate::store::Store;
 use crate::store::names::images::Graph;
 
@@ -39,8 +39,16 @@ impl Store {
     }
 
     fn read_config(&self, config: &Descriptor) -> Option<ImageConfig> {
+        Some(ImageConfig::parse(&self.config(config)?))
+    }
+
+    /// What a config tells people; `None` if it is absent, damaged or too large.
+    pub fn image_details(&self, config: &Descriptor) -> Option<ImageDetails> {
+        Some(ImageDetails::parse(&self.config(config)?))
+    }
+
+    fn config(&self, config: &Descriptor) -> Option<Vec<u8>> {
         let size = self.blob(&config.digest, config.known_size())?.size;
-        let bytes = (size <= CONFIG_BYTES_MAX).then(|| self.read(&config.digest, size))??;
-        Some(ImageConfig::parse(&bytes))
+        (size <= CONFIG_BYTES_MAX).then(|| self.read(&config.digest, size))?
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use crate::oci::Upstream;
@@ -23,8 +23,12 @@ pub(super) struct GuardedEndpoint {
 /// The health of an endpoint, which several registries may share. Locked for a lookup or a change, never during a request.
 pub(super) struct Health {
     breaker: Breaker,
-    /// The latest failure that the breaker counted.
-    last_failure: Option<UpstreamError>,
+    /// The latest failure that the breaker counted, and its time.
+    last_failure: Option<(SystemTime, UpstreamError)>,
+    /// When it last answered.
+    last_success: Option<SystemTime>,
+    /// When the first failure since then was.
+    failing_since: Option<SystemTime>,
 }
 
 /// The status of an endpoint.
@@ -38,6 +42,12 @@ pub struct EndpointStatus {
     pub failures: u32,
     /// The latest failure, with method and URL of its request.
     pub last_failure: Option<String>,
+    /// When that was.
+    pub failed: Option<SystemTime>,
+    /// When it last answered; `None` if it has not since the start.
+    pub answered: Option<SystemTime>,
+    /// The first failure since its last success.
+    pub failing_since: Option<SystemTime>,
     /// The rate limit that it reported last.
     pub quota: Option<RateLimit>,
 }
@@ -100,7 +110,21 @@ impl Read for WatchedReader {
 
 impl Health {
     pub(super) fn new(policy: BreakerPolicy) -> Arc<Mutex<Health>> {
-        Arc::new(Mutex::new(Health { breaker: Breaker::new(policy), last_failure: None }))
+        let (last_failure, last_success, failing_since) = (None, None, None);
+        let breaker = Breaker::new(policy);
+        Arc::new(Mutex::new(Health { breaker, last_failure, last_success, failing_since }))
+    }
+
+    fn succeeded(&mut self) -> Option<Change> {
+        (self.last_success, self.failing_since) = (Some(SystemTime::now()), None);
+        self.breaker.succeeded()
+    }
+
+    /// Notes a failure that the breaker counts.
+    fn note(&mut self, error: &UpstreamError) {
+        let now = SystemTime::now();
+        self.last_failure = Some((now, error.clone()));
+        self.failing_since.get_or_insert(now);
     }
 }
 
@@ -141,7 +165,7 @@ impl GuardedEndpoint {
         let error = UpstreamError::new(request, kind);
         let change = {
             let mut health = self.health();
-            health.last_failure = Some(error.clone());
+            health.note(&error);
             health.breaker.failed(Instant::now(), None)
         };
         self.log(upstream, change, Some(&error));
@@ -169,9 +193,9 @@ impl GuardedEndpoint {
                 let change = {
                     let mut health = self.health();
                     match &probed {
-                        Ok(()) => health.breaker.succeeded(),
+                        Ok(()) => health.succeeded(),
                         Err(error) => {
-                            health.last_failure = Some(error.clone());
+                            health.note(error);
                             health.breaker.failed(Instant::now(), None)
                         }
                     }
@@ -196,14 +220,14 @@ impl GuardedEndpoint {
             let mut health = self.health();
             match (verdict, failure) {
                 (Verdict::Nothing, _) => None,
-                (Verdict::Answers, _) | (_, None) => health.breaker.succeeded(),
+                (Verdict::Answers, _) | (_, None) => health.succeeded(),
                 (Verdict::Doubtful, Some(error)) if !self.is_near => {
-                    health.last_failure = Some(error.clone());
+                    health.note(error);
                     should_probe = health.breaker.doubted(Instant::now());
                     None
                 }
                 (Verdict::Down | Verdict::Doubtful, Some(error)) => {
-                    health.last_failure = Some(error.clone());
+                    health.note(error);
                     health.breaker.failed(Instant::now(), error.retry_after())
                 }
             }
@@ -220,7 +244,7 @@ impl GuardedEndpoint {
         let probed = self.origin.probe();
         let mut health = self.health();
         let change = match &probed {
-            Ok(()) => health.breaker.succeeded(),
+            Ok(()) => health.succeeded(),
             Err(_) => health.breaker.confirmed(Instant::now()),
         };
         drop(health);
@@ -243,7 +267,7 @@ impl GuardedEndpoint {
 
     /// The error of a request that the breaker refuses. Contains the failure that opened it.
     fn refusal(&self, wait: Duration) -> UpstreamError {
-        let last = self.health().last_failure.clone();
+        let last = self.health().last_failure.as_ref().map(|(_, error)| error.clone());
         let kind = UpstreamErrorKind::CircuitOpen { wait, last: last.map(Arc::new) };
         UpstreamError::new(self.origin.url(), kind)
     }
@@ -254,7 +278,10 @@ impl GuardedEndpoint {
             url: self.origin.url(),
             breaker: health.breaker.state(now),
             failures: health.breaker.failures(),
-            last_failure: health.last_failure.as_ref().map(UpstreamError::to_string),
+            last_failure: health.last_failure.as_ref().map(|(_, error)| error.to_string()),
+            failed: health.last_failure.as_ref().map(|(time, _)| *time),
+            answered: health.last_success,
+            failing_since: health.failing_since,
             quota: self.origin.quota(),
         }
     }

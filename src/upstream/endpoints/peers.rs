@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::breaker::{BreakerPolicy, BreakerState};
 use super::guarded::{EndpointStatus, GuardedEndpoint};
@@ -79,6 +79,10 @@ pub struct PeerStatus {
     pub failing: usize,
     /// Its latest failure, with the request.
     pub last_failure: Option<String>,
+    /// When that was.
+    pub failed: Option<SystemTime>,
+    /// Since when it is not asked for one of them.
+    pub failing_since: Option<SystemTime>,
 }
 
 /// See the description of the module.
@@ -182,6 +186,10 @@ impl Peers {
                 let theirs = member.acquaintance.introduction();
                 let differences =
                     own.as_ref().zip(theirs.as_ref()).map(|(own, theirs)| own.differences(theirs));
+                let failures = asked
+                    .iter()
+                    .filter_map(|status| status.failed.zip(status.last_failure.as_deref()));
+                let latest = failures.max_by_key(|(time, _)| *time);
                 PeerStatus {
                     url: member.url.clone(),
                     is_this_process: member.acquaintance.is_this_process(),
@@ -189,7 +197,13 @@ impl Peers {
                     version: theirs.map(|theirs| theirs.version().to_owned()),
                     differences: differences.unwrap_or_default(),
                     failing: asked.iter().filter(is_failing).count(),
-                    last_failure: asked.into_iter().find_map(|status| status.last_failure),
+                    last_failure: latest.map(|(_, text)| text.to_owned()),
+                    failed: latest.map(|(time, _)| time),
+                    failing_since: asked
+                        .iter()
+                        .filter(is_failing)
+                        .filter_map(|status| status.failing_since)
+                        .min(),
                 }
             })
             .collect();

@@ -107,7 +107,7 @@ expect_status "a manifest of the management port" 404
 
 # ---- Access --------------------------------------------------------------------------------------------------------------
 
-readonly READS=(status images "image?image=$NAME" blobs flights upstreams pins)
+readonly READS=(status images "image?image=$NAME" blobs flights upstreams pins requests log prefetches configuration client-configuration)
 readonly CHANGES=("POST pins?pattern=alpine" "DELETE pins?pattern=alpine" "POST prune?pattern=*" "POST flights/resume"
   "POST prefetch?image=$NAME" "DELETE flights?upstream=docker.io&digest=$HELLO_LAYER")
 api() { # METHOD PATH [CURL OPTION…]
@@ -196,6 +196,9 @@ parameters = { pattern = ["*/demo/*", "/hello/"], registry = "127.0.0.1:$REGISTR
 [[operations]]
 include-path = "/api/v1/check"
 parameters = { target = "$NAME" }
+[[operations]]
+include-path = "/api/v1/client-configuration"
+parameters = { server = "http://10.0.0.5:8080" }
 [[operations]]
 include-path = "/api/v1/flights"
 parameters = { upstream = "docker.io" }
