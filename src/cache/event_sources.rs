@@ -7,12 +7,24 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::core::Core;
-use super::{Clock, lock};
+use super::{Cache, Clock, lock};
 use crate::events::{Event, EventType, Events};
 use crate::oci::Upstream;
 use crate::store::{Store, StoreEvent};
 use crate::units::duration;
 use crate::upstream::{BreakerState, Standing, UpstreamStatus};
+
+impl Cache {
+    /// The events of this process.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.core().events
+    }
+
+    /// Records which registries have gone down or come back since the last call.
+    pub fn record_registry_changes(&self) {
+        self.core().registry_watch.tick(self.core());
+    }
+}
 
 /// Records what happens in the store from now on.
 pub(super) fn record_events_of(store: &Store, events: &Arc<Events>, clock: &Clock) {

@@ -47,7 +47,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::client_address::ClientAddress;
-use crate::events::Events;
 use crate::metrics::{Metrics, Removal};
 use crate::oci::{Digest, ImageName, Platform, Platforms, Reference, Tag, TagRecord, Upstream};
 use crate::store::{Access, Store};
@@ -429,16 +428,6 @@ impl Cache {
     /// What is recorded of a cached tag.
     pub fn tag_record(&self, name: &ImageName, tag: &Tag) -> Option<TagRecord> {
         self.store().tag(name, tag, Access::Look)
-    }
-
-    /// The events of this process.
-    pub fn events(&self) -> &Arc<Events> {
-        &self.core().events
-    }
-
-    /// Records which registries have gone down or come back since the last call.
-    pub fn record_registry_changes(&self) {
-        self.core().registry_watch.tick(self.core());
     }
 
     /// How often something happened since the start that needs an operator's attention.

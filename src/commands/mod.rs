@@ -98,8 +98,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
     }
 }
 
-/// Opens the cache directory, which must exist: a command that only reads must not create a cache at a
-/// mistyped path.
+/// Opens the cache directory, which must exist: a command that only reads must not create one at a mistyped path.
 fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
     let root = settings.root.clone();
     match settings.root.join("oci-layout").try_exists() {

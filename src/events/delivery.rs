@@ -1,10 +1,10 @@
 //! Delivers events to a webhook, one after the other, with retries.
 //!
 //! # Order and loss
-//! Events are delivered in order. One that the webhook refuses (4xx) is dropped at once, since repeating cannot help; one that
-//! fails otherwise is tried for [`GIVEN_UP_AFTER`], during which later ones wait in a bounded queue. What waits when the
-//! process ends is lost: the end waits for an attempt that is under way, for [`LAST_ATTEMPT`] at most. A webhook may receive an event twice, if the connection fails after it was received; the `id` is
-//! the same.
+//! Events are delivered in order. One that the webhook refuses (4xx) is dropped at once, since repeating cannot help; one
+//! that fails otherwise is tried for an hour, during which later ones wait in a bounded queue. What waits when the process
+//! ends is lost: the end waits for an attempt that is under way, for two seconds at most. A webhook may receive an event
+//! twice, if the connection fails after it was received; the `id` is the same.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};

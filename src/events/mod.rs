@@ -1,6 +1,6 @@
 //! Events that operators want to hear about: kept in memory for the page, and delivered to a webhook.
 //!
-//! The same event is recorded once within [`REPEATED_AFTER`], and each type has its own share of the memory: many
+//! The same event is recorded once a minute, and each type has its own share of the memory: many
 //! evictions, or images that a stranger moves, displace no event of another type.
 //!
 //! This module must not know who records events, and how they are sent.

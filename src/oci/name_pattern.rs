@@ -73,7 +73,7 @@ impl FromStr for NamePattern {
                 },
                 Ok(PartReference { name, reference: None }) => Subject::Exact(name),
                 Ok(_) => {
-                    let all = quoted(&format!("{text}/*"));
+                    let all = quoted(format!("{text}/*"));
                     return refused(&format!(
                         "rules are for repositories, without tags and digests; all of a registry is {all}"
                     ));

@@ -91,11 +91,11 @@ pub struct TagRecord {
     pub checked: SystemTime,
     /// When upstream was first seen without the tag; `None` if upstream has it.
     pub gone: Option<SystemTime>,
-    /// The manifests that it referred to before, the latest first; at most [`PREVIOUS_MAX`].
+    /// The manifests that it referred to before, the latest first; at most ten.
     pub previous: Vec<PreviousManifest>,
     /// What upstream has now, if the tag has moved there and that is not accepted here.
     pub held: Option<HeldManifest>,
-    /// The manifests that an operator has rejected for it, the latest first; at most [`PREVIOUS_MAX`].
+    /// The manifests that an operator has rejected for it, the latest first; at most ten.
     pub rejected: Vec<Digest>,
 }
 

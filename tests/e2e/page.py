@@ -321,6 +321,7 @@ def run_mock(directory):
         check_history(page)
         check_clients(page)
         check_activity_of_mock(page)
+        check_news(page, friendly)
         check_width(page)
         check_accessibility(page, "with the mock")
         page.js("document.querySelector('#image-rows button.link').click()")
@@ -423,6 +424,39 @@ def check_test(page, mock):
     page.wait("the dialog is closed", lambda: not page.is_open("detail"))
 
 
+def check_news(page, mock):
+    step("events, images that are kept present, and a tag whose move is held and accepted")
+    page.wait_for("#event-list", "docker.io/library/nginx:1.27")
+    assert "move held" in page.text("#event-list") and "timed out" in page.text("#event-list"), page.text("#event-list")
+    shown = len(page.texts("#event-list > li"))
+    page.tab_to("Show all 14 events")
+    page.press(Keys.ENTER)
+    page.wait("all events", lambda: len(page.texts("#event-list > li")) == 14 > shown)
+    for part in ("platform", "1 missing", "12 of 31 loaded", "no tag matches"):
+        page.wait_for("#sync-list", part)
+    page.tab_to("Sync now base")
+    page.press(Keys.ENTER)
+    page.wait_for("#notice", "base is loaded")
+    assert mock.changes[-1][1:] == ("/api/v1/sync", {"name": "base"}), mock.changes
+    name = "quay.io/jetstack/cert-manager-controller:v1.16.1"
+    page.type("#filter [name=pattern]", "cert-manager")
+    page.wait("the image", lambda: page.images() == [name])
+    assert "moved upstream" in page.text("#image-rows")
+    page.tab_to(name)
+    page.press(Keys.ENTER)
+    page.wait_for("#detail-body", "Before")
+    page.tab_to(f"Accept move… {name}")
+    page.press(Keys.ENTER)
+    page.wait("the question", lambda: page.is_open("confirm"))
+    page.tab_to("Accept")
+    page.press(Keys.ENTER)
+    page.wait_for("#notice", f"The move of {name} is accepted")
+    assert mock.changes[-1][1:] == ("/api/v1/tags/accept", {"image": name, "digest": page_mock.digest(606)}), mock.changes
+    page.type("#filter [name=pattern]", "")
+    page.press("x", Keys.BACKSPACE)
+    page.wait("all images", lambda: len(page.images()) > 5)
+
+
 def check_downloads(page, mock):
     step("a download shows its progress and can be cancelled, and partial downloads can be resumed")
     page.wait_for("#flights", "/s, from quay.io")
@@ -505,7 +539,7 @@ def check_hostile(directory):
         page.emulate()
         page.open(mock.url)
         for selector in ("#state", "#image-rows", "#added", "#upstream-list", "#pin-list", "#flights", "#partials", "#request-rows", "#log-lines",
-                         "#configuration-state"):
+                         "#configuration-state", "#event-list", "#sync-list"):
             page.wait_for(selector, page_mock.HOSTILE)
         check_nothing_injected(page)
         page.js("document.querySelector('#image-rows button.link').focus()")

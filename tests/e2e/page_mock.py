@@ -43,7 +43,7 @@ def image(number, name, megabytes, platforms, pulled, missing=0, **more):
             "sizeBytes": int(megabytes * MB), "missingBytes": int(missing * MB), "complete": missing == 0, "platforms": platforms,
             "manifests": 1 + len(platforms), "blobs": 4 * len(platforms), "created": ago(pulled + 20 * 86400),
             "fetched": ago(pulled + 3 * 86400), "checked": ago(240), "goneUpstream": None, "pulled": ago(pulled),
-            "pinned": False, "stale": False,
+            "pinned": False, "stale": False, "held": None, "heldSince": None,
             "pulls": {"sinceStart": number * 37 % 101, "lastClient": f"10.244.{number % 4}.{number * 7}", "lastAgent": "containerd/2.1.4"}} | more
 
 
@@ -60,7 +60,7 @@ def friendly():
         image(3, "docker.io/library/postgres:16.4", 311.9, both, 7300),
         image(4, "docker.io/library/redis:7.4-alpine", 34.1, ["linux/amd64", "linux/arm/v7", "linux/arm64", "linux/s390x"], 3700),
         image(5, "quay.io/cilium/cilium:v1.16.3", 412.6, both, 10900),
-        image(6, "quay.io/jetstack/cert-manager-controller:v1.16.1", 40.2, both, 16000),
+        image(6, "quay.io/jetstack/cert-manager-controller:v1.16.1", 40.2, both, 16000, held=digest(606), heldSince=ago(9000)),
         image(7, "quay.io/prometheus/node-exporter:v1.8.2", 24.7, both, 420),
         image(8, "quay.io/jupyter/scipy-notebook:2024-10-14", 824.3, ["linux/amd64"], 60, missing=194.6),
         image(9, "registry.k8s.io/coredns/coredns:v1.11.3", 18.6, both, 90000),
@@ -112,6 +112,22 @@ def friendly():
                 reason="not-cached", ended="client-gone", agent="skopeo/1.16"),
         request(130, "GET", "/v2/library/ngnix/manifests/latest", 404, "none", 97, 340.2, agent="docker/27.3", user="ci", reason="unknown")]
     requests += [request(200 + each, "GET", f"/v2/library/redis/blobs/{digest(each)}", 200, "hit", 3_000_000 + each, 12.5) for each in range(20)]
+    def event(number, seconds, kind, subject, **details):
+        return {"number": number, "time": ago(seconds), "type": kind, "subject": subject, "details": details}
+    events = [
+        event(31, 903, "registry-down", "registry.k8s.io", reason="GET https://registry.k8s.io/v2/: timed out (connecting)"),
+        event(30, 4000, "sync-failed", "platform", missing="1 image", reason="quay.io/org/app:v9: no tag matches"),
+        event(29, 9000, "tag-held", "quay.io/jetstack/cert-manager-controller:v1.16.1", **{"from": digest(6), "to": digest(606)}),
+        event(28, 9800, "tag-moved", "docker.io/library/nginx:1.27", **{"from": digest(22), "to": digest(2)}),
+        event(27, 86400 * 2, "damaged", digest(7), reason="its bytes have another digest"),
+    ] + [event(26 - each, 86400 * 2 + 60 * each, "image-complete", f"docker.io/library/redis@{digest(each)}", digest=digest(each)) for each in range(9)]
+    def entry(name, **more):
+        return {"name": name, "state": "idle", "done": 0, "total": 0, "runs": 3, "next": ago(-4000), "started": ago(17000), "ended": ago(16900),
+                "succeeded": ago(16900), "images": 14, "unconfirmedImages": 0, "missingImages": 0, "missing": [], "unconfirmed": []} | more
+    sync = {"suspended": None, "entries": [
+        entry("base"),
+        entry("platform", state="running", done=12, total=31, next=None, succeeded=ago(86400), images=30, missingImages=1, unconfirmedImages=2,
+              missing=[{"image": "quay.io/org/app:v9", "reason": "no tag matches"}])]}
     lines = [{"time": ago(17), "level": "warning", "text": "registry.k8s.io: https://registry.k8s.io is not asked for 30 s: GET https://registry.k8s.io/v2/: timed out (connecting)"},
              {"time": ago(190), "level": "error", "text": "objectStore: PUT https://s3.example.com/larder/…: 503 SlowDown"},
              {"time": ago(90_000), "level": "warning", "text": "management: wrong token from 10.0.0.7 (logged once a minute)"}]
@@ -119,7 +135,8 @@ def friendly():
                      "effective": "cacheSize: 3GB\nfreeSpace: 10GB\nregistries:\n- name: docker.io\n  endpoints:\n  - https://hub-mirror.example\n"
                                   "  - https://registry-1.docker.io\n  credentials:\n    username: ci\n    password: '***'\n"}
     return {"images": images, "bucket": bucket, "upstreams": upstreams, "peers": peers, "pins": pins, "flights": flights, "partials": partials,
-            "state": state, "requests": requests, "lines": lines, "configuration": configuration, "prefetches": []}
+            "state": state, "requests": requests, "lines": lines, "configuration": configuration, "prefetches": [],
+            "events": events, "sync": sync}
 
 
 def hostile():
@@ -143,6 +160,11 @@ def hostile():
         each.update(text=HOSTILE, level=HOSTILE)
     for each in data["state"]["problems"]:
         each.update(text=HOSTILE)
+    for each in data["events"]:
+        each.update(subject=HOSTILE, type=each["type"] + HOSTILE, details={HOSTILE: HOSTILE, "from": HOSTILE, "to": HOSTILE})
+    data["sync"]["suspended"] = HOSTILE
+    for each in data["sync"]["entries"]:
+        each.update(name=each["name"] + HOSTILE, state=HOSTILE, missing=[{"image": HOSTILE, "reason": HOSTILE}] * 9, missingImages=12)
     data["configuration"].update(file=HOSTILE, effective=HOSTILE, afterRestart=[HOSTILE], refused={"since": ago(5), "text": HOSTILE})
     data["prefetches"] = [{"image": HOSTILE, "state": "failed", "since": ago(3), "reason": HOSTILE}]
     data["pins"] = [{"pattern": HOSTILE, "source": "cache"}, {"pattern": "\u202e" + HOSTILE * 20, "source": HOSTILE}]
@@ -205,7 +227,9 @@ def matching(data, query):
         found = [each for each in found if re.fullmatch(glob, each["image"])]
     if query.get("registry"):
         found = [each for each in found if each["image"].startswith(query["registry"] + "/")]
-    if query.get("state"):
+    if query.get("state") == "held":
+        found = [each for each in found if each["held"]]
+    elif query.get("state"):
         found = [each for each in found if each["complete"] == (query["state"] == "complete")]
     if query.get("pinned"):
         found = [each for each in found if each["pinned"] == (query["pinned"] == "true")]
@@ -282,6 +306,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def get_log(self, _):
         return 200, {"lines": self.server.data["lines"]}
 
+    def get_events(self, _):
+        return 200, {"events": self.server.data["events"]}
+
+    def get_sync(self, _):
+        return 200, self.server.data["sync"]
+
+    def post_sync(self, query):
+        return 202, {"requested": [{"name": query["name"], "run": 4}]}
+
+    def post_tags_accept(self, query, decision="accepted"):
+        for each in self.server.data["images"]:
+            if each["image"] == query["image"]:
+                each["held"] = each["heldSince"] = None
+        return 200, {"image": query["image"], "digest": query["digest"], "decision": decision}
+
+    def post_tags_reject(self, query):
+        return self.post_tags_accept(query, "rejected")
+
     def get_prefetches(self, _):
         return 200, {"prefetches": self.server.data["prefetches"]}
 
@@ -313,7 +355,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for number, platform in enumerate(found[0]["platforms"]):
             blobs = [{"role": "layer" if each else "config", "digest": digest(900 + number * 9 + each), "sizeBytes": 3_400_000 + 7 ** each, "present": found[0]["complete"] or each == 0} for each in range(3)]
             tree.append({"digest": digest(800 + number), "sizeBytes": 1024, "platform": platform, "present": True, "details": self.server.details, "blobs": blobs})
-        return 200, found[0] | {"tree": tree}
+        previous = [{"digest": digest(700 + each), "fetched": ago(86400 * (5 + each))} for each in range(2)]
+        return 200, found[0] | {"tree": tree, "previous": previous}
 
     def get_flights(self, _):
         flights = self.server.data["flights"]

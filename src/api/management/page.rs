@@ -5,13 +5,14 @@ use crate::http::{Body, Reply};
 const PAGE: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/page.css");
 /// The modules of the script, by their paths.
-const SCRIPTS: [(&str, &str); 10] = [
+const SCRIPTS: [(&str, &str); 11] = [
     ("/page.js", include_str!("page/page.js")),
     ("/activity.js", include_str!("page/activity.js")),
     ("/document.js", include_str!("page/document.js")),
     ("/downloads.js", include_str!("page/downloads.js")),
     ("/format.js", include_str!("page/format.js")),
     ("/images.js", include_str!("page/images.js")),
+    ("/news.js", include_str!("page/news.js")),
     ("/overview.js", include_str!("page/overview.js")),
     ("/server.js", include_str!("page/server.js")),
     ("/setup.js", include_str!("page/setup.js")),

@@ -261,7 +261,9 @@ fn pins(cache: &Cache) -> Value {
         choices.into_iter().map(|choice| (choice.to_string(), "list"))
     });
     let kept = cache.store().pins().unwrap_or_default().into_iter().map(|pin| (pin, "cache"));
-    let all = configured.chain(listed).chain(kept);
+    let synced = cache.store().synced_pins().unwrap_or_default();
+    let synced = synced.into_iter().map(|pin| (pin, "sync"));
+    let all = configured.chain(listed).chain(synced).chain(kept);
     let all = all.map(|(pattern, source)| json!({ "pattern": pattern, "source": source }));
     let problem = cache.pins().err().map(|error| error.to_string());
     json!({ "pins": all.collect::<Vec<_>>(), "problem": problem })

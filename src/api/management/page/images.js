@@ -79,10 +79,11 @@ function imageRow(image) {
     ['', el('span', { class: 'do' }, ...imageButtons(image))]);
 }
 
-function stateBadges({ complete, missingBytes, pinned, isStale: cannotBeChecked, checked, goneUpstream }) {
+function stateBadges({ complete, missingBytes, pinned, isStale: cannotBeChecked, checked, goneUpstream, held }) {
   const node = el('span', { class: 'state' }, complete ? badge('good', 'complete') : badge('warn', 'partial'));
   if (pinned) node.append(badge('', 'pinned'));
   if (cannotBeChecked) node.append(badge('warn', 'not checked'), checked === null ? '' : muted('since ', moment(checked)));
+  if (held) node.append(badge('warn', 'moved upstream, held'));
   if (goneUpstream) node.append(badge('warn', 'gone upstream'));
   if (missingBytes > 0) node.append(muted(`${size(missingBytes)} ${complete ? 'of other platforms ' : ''}missing`));
   return node;
@@ -219,7 +220,9 @@ function facts(image) {
     ['Checked', time(image.checked)],
     ['Last pulled', time(image.pulled), ...(lastClient === null ? [] : [` by ${lastClient}`, ...(lastAgent === null ? [] : [` (${lastAgent})`])])],
     ['Pulls', `${count(sinceStart)} since the start`],
-    image.goneUpstream ? ['Gone upstream', time(image.goneUpstream)] : null);
+    image.goneUpstream ? ['Gone upstream', time(image.goneUpstream)] : null,
+    image.held ? ['Moved upstream', mono(image.held), ' ', time(image.heldSince), ', and not accepted yet'] : null,
+    ...(image.previous ?? []).map(({ digest, fetched }, index) => [index === 0 ? 'Before' : '', mono(digest), ' fetched ', time(fetched)]));
 }
 
 // A manifest with its config and its layers. An index has neither.
@@ -254,7 +257,7 @@ function configNode(config, details) {
 }
 
 function detailButtons(image) {
-  const buttons = imageButtons(image);
+  const buttons = [...heldButtons(image), ...imageButtons(image)];
   for (const each of buttons) {
     // The button in the table has the same key.
     each.removeAttribute('data-focus');
@@ -266,6 +269,20 @@ function detailButtons(image) {
     openPrune(image.image);
   }));
   return buttons;
+}
+
+// What is decided is what is shown: the tag may move again meanwhile.
+function heldButtons({ image, held: digest }) {
+  if (!digest) return [];
+  const decide = (what, text) => act(async () => {
+    await call('POST', `/api/v1/tags/${what}`, { image, digest });
+    return text;
+  });
+  const accept = async () => {
+    const text = `The next pull of ${image} gets ${digest}, if the registry still has it.`;
+    if (await confirmed(`Accept the move of ${image}?`, text, 'Accept')) await decide('accept', `The move of ${image} is accepted.`);
+  };
+  return [button('Accept move…', image, '', accept), button('Reject move', image, '', () => decide('reject', `The move of ${image} is rejected.`))];
 }
 
 // ---- Prune -----------------------------------------------------------------------------------------------------------
@@ -338,7 +355,7 @@ async function pruneNow() {
 
 // ---- Pins ------------------------------------------------------------------------------------------------------------
 
-const SOURCES = { configuration: 'in the configuration', list: 'in a pin list', cache: 'in the cache directory' };
+const SOURCES = { configuration: 'in the configuration', list: 'in a pin list', cache: 'in the cache directory', sync: 'kept present by sync' };
 
 export const readPins = () => read('/api/v1/pins', {}, $('pins-note'), ({ pins: all, problem }) => {
   pins = all;

@@ -8,6 +8,7 @@ import { listenToActivity, readLog, readRequests } from './activity.js';
 import { $, onSubmit } from './document.js';
 import { listenToDownloads, readFlights } from './downloads.js';
 import { listenToImages, readImages, readPins, readPrefetches, setOffline } from './images.js';
+import { readEvents, readSync } from './news.js';
 import { listenToHistory, readHistory, readStatus, showSilence } from './overview.js';
 import { lock, onChange, onSilence } from './server.js';
 import { listenToSetup, readClient, readConfiguration } from './setup.js';
@@ -19,7 +20,7 @@ const SLOW_POLL = 15_000;
 
 const refreshFast = () => Promise.all([readStatus(({ offline }) => setOffline(offline)), readFlights().then(readPrefetches)]);
 // Pins and upstreams first: images depend on them.
-const refreshSlow = () => Promise.all([readBucket(), readPeers(), readHistory(), readRequests(), readLog(), readConfiguration(),
+const refreshSlow = () => Promise.all([readBucket(), readPeers(), readHistory(), readRequests(), readLog(), readEvents(), readSync(), readConfiguration(),
   Promise.all([readPins(), readUpstreams()]).then(readImages)]);
 const refreshAll = () => Promise.all([refreshFast(), refreshSlow()]);
 
