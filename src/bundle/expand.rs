@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use serde::Deserialize;
+
 use super::blocking::wait;
 use super::failure::Failure;
 use super::list::Wanted;
@@ -15,6 +17,16 @@ use crate::units::plural;
 /// The most pages of a tag list that are read for a pattern. With a hundred tags per page, as is usual, this is
 /// more than any repository has.
 const TAG_PAGES_MAX: usize = 1000;
+
+/// The most tags that a pattern may match.
+const TAGS_MATCHING_MAX: usize = 100_000;
+
+/// A page of a tag list (distribution-spec, "Listing Tags").
+#[derive(Deserialize)]
+struct Page {
+    #[serde(default)]
+    tags: Option<Vec<String>>,
+}
 
 /// An image to load, or an entry of the list that failed before its images were known.
 pub struct Image {
@@ -93,10 +105,11 @@ impl Loading<'_> {
             let (body, next) = match self.settings.manner {
                 Manner::Background => self.cache.current_tags(name, &query)?,
                 Manner::Command => {
-                    let answer = match self.cache.list(name, ListQuestion::Tags { query })? {
-                        ListLookup::Ready(answer) => answer,
-                        ListLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
-                    };
+                    let answer =
+                        match self.cache.list(name, ListQuestion::Tags { query: query.clone() })? {
+                            ListLookup::Ready(answer) => answer,
+                            ListLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,
+                        };
                     if answer.how == How::Stale {
                         let reason = "the registry cannot list its tags right now";
                         return Err(Failure::from(reason.to_owned()));
@@ -105,12 +118,20 @@ impl Loading<'_> {
                 }
             };
             let body = body.read().map_err(|error| format!("the tag list: {error}"))?;
-            let page: serde_json::Value = serde_json::from_slice(&body)
+            let page: Page = serde_json::from_slice(&body)
                 .map_err(|error| format!("the tag list is not JSON: {}", json_reason(&error)))?;
-            let tags = page["tags"].as_array().into_iter().flatten().filter_map(|tag| tag.as_str());
+            let tags = page.tags.into_iter().flatten();
             let matching = tags.filter(|tag| pattern.matches(tag));
             found.extend(matching.filter_map(|tag| tag.parse::<Tag>().ok()));
+            if found.len() > TAGS_MATCHING_MAX {
+                return Err(format!("more than {TAGS_MATCHING_MAX} tags match").into());
+            }
             match next {
+                Some(next) if next == query => {
+                    return Err("the registry sends the same page of the tag list again"
+                        .to_owned()
+                        .into());
+                }
                 Some(next) => query = next,
                 None => return Ok(found),
             }

@@ -294,6 +294,9 @@ impl Loading<'_> {
         name: &ImageName,
         reference: &Reference,
     ) -> Result<ManifestAnswer, CacheError> {
+        if let (Manner::Background, Reference::Digest(digest)) = (self.settings.manner, reference) {
+            self.cache.check_pulls_left(name, digest)?;
+        }
         let answer = match self.cache.manifest(name, reference)? {
             ManifestLookup::Ready(answer) => answer,
             ManifestLookup::Wait(waiting) => wait(|waker| waiting.poll(waker))?,

@@ -168,6 +168,7 @@ impl Prefetcher {
         let image = name.with(reference);
         let (service, name, reference) = (Arc::clone(self), name.clone(), reference.clone());
         self.requested.note(&image, PullState::Queued, self.core.now(), None);
+        let queued_image = image.clone();
         let is_queued =
             self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
                 let (requested, core) = (&service.requested, &service.core);
@@ -189,7 +190,12 @@ impl Prefetcher {
                     }
                 }
             });
-        if is_queued { Ok(()) } else { Err(CacheError::GivenUp) }
+        if !is_queued {
+            let reason = Some(CacheError::GivenUp.to_string());
+            self.requested.note(&queued_image, PullState::Failed, self.core.now(), reason);
+            return Err(CacheError::GivenUp);
+        }
+        Ok(())
     }
 
     /// Completes an image whose manifest was served, in the background. Returns whether it begins now.

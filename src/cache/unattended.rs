@@ -96,8 +96,23 @@ impl Cache {
         }
         core.stop_if_backing_off(name, |_| false)?;
         core.stop_if_closed()?;
-        keep_pulls_for_clients(core, name)?;
+        if !is_cached {
+            // What is cached is confirmed with HEAD, which does not count.
+            keep_pulls_for_clients(core, name)?;
+        }
         self.services.manifests.confirm(name, tag)
+    }
+
+    /// Checks whether a manifest may be requested that no client waits for.
+    ///
+    /// # Errors
+    /// [`CacheError::KeptForClients`] if little is left of the registry's rate limit, and the manifest is not cached.
+    pub fn check_pulls_left(&self, name: &ImageName, digest: &Digest) -> Result<(), CacheError> {
+        let core = self.core();
+        if core.is_offline() || core.store.find_manifest(name, digest, Access::Look)?.is_some() {
+            return Ok(());
+        }
+        keep_pulls_for_clients(core, name)
     }
 
     /// A page of the tags of a repository as the registry lists them now, and the query of the next page. Blocks.

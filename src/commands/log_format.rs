@@ -88,6 +88,13 @@ const FIELDS: &[(&str, &str, Kind)] = &[
     ("command", "command", Plain),
 ];
 
+/// The message of a record with its fields, as in the text format.
+pub(super) fn text(record: &Record<'_>) -> String {
+    let mut out = quoted_up_to(TEXT_CHARS_MAX, record.args());
+    let _ = record.key_values().visit(&mut TextFields(&mut out));
+    out
+}
+
 /// A record as a line, without its line break.
 pub(super) fn line(format: LogFormat, time: OffsetDateTime, record: &Record<'_>) -> String {
     let message = quoted_up_to(TEXT_CHARS_MAX, record.args());

@@ -89,7 +89,7 @@ impl Log for Logger {
         }
         let recent = self.recent.as_ref().filter(|_| record.level() <= Level::Warn);
         if let Some(recent) = recent.filter(|_| !is_ignored(record.target())) {
-            recent.note(SystemTime::now(), record.level(), &record.args().to_string());
+            recent.note(SystemTime::now(), record.level(), &log_format::text(record));
         }
         let line = log_format::line(self.format, OffsetDateTime::now_utc(), record);
         self.writer.log(

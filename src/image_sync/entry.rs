@@ -52,16 +52,25 @@ impl SyncEntry {
     }
 
     /// What the entry and its lists name, and the lists that cannot be read, with the reasons.
-    pub(super) fn wanted(&self, expand: &Expand) -> (Vec<Wanted>, Vec<(String, String)>) {
-        let (mut wanted, mut unreadable) = (self.images.clone(), Vec::new());
-        for path in &self.lists {
-            match read_list(path, &**expand) {
-                Ok(listed) => wanted.extend(listed),
-                Err(reason) => unreadable.push((path.display().to_string(), reason)),
-            }
-        }
-        (wanted, unreadable)
+    pub(super) fn wanted(&self, expand: &Expand) -> (Vec<Wanted>, Vec<Unreadable>) {
+        let (listed, unreadable) = read_lists(&self.lists, expand);
+        (self.images.iter().cloned().chain(listed).collect(), unreadable)
     }
+}
+
+/// A list that cannot be read, with the reason.
+pub(super) type Unreadable = (PathBuf, String);
+
+/// What lists name, and those that cannot be read.
+pub(super) fn read_lists(lists: &[PathBuf], expand: &Expand) -> (Vec<Wanted>, Vec<Unreadable>) {
+    let (mut wanted, mut unreadable) = (Vec::new(), Vec::new());
+    for path in lists {
+        match read_list(path, &**expand) {
+            Ok(listed) => wanted.extend(listed),
+            Err(reason) => unreadable.push((path.clone(), reason)),
+        }
+    }
+    (wanted, unreadable)
 }
 
 /// Reads a list of images.

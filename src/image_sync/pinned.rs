@@ -1,12 +1,12 @@
 //! Which images are pinned because an entry keeps them present.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use crate::bundle::Wanted;
 use crate::oci::{PartReference, Reference};
 
 /// The images among those that were `pinned` before that an entry still wants: by name, or by a pattern.
-pub(super) fn still_wanted(pinned: &[String], wanted: &[Wanted]) -> Vec<String> {
+pub(super) fn still_wanted(pinned: &BTreeSet<String>, wanted: &[Wanted]) -> BTreeSet<String> {
     let names: HashSet<String> = wanted.iter().map(Wanted::to_string).collect();
     let is_wanted = |image: &&String| {
         names.contains(*image) || wanted.iter().any(|each| is_of_pattern(image, each))
@@ -45,12 +45,10 @@ mod tests {
             "quay.io/org/tool:x",
             "not an image",
         ];
-        let pinned: Vec<String> = pinned.map(str::to_owned).to_vec();
+        let pinned = pinned.map(str::to_owned).into();
         let kept = still_wanted(&pinned, &wanted);
-        assert_eq!(
-            kept,
-            ["quay.io/org/app:v1.2", "docker.io/library/alpine:3", "quay.io/org/tool:x"]
-        );
+        let expected = ["docker.io/library/alpine:3", "quay.io/org/app:v1.2", "quay.io/org/tool:x"];
+        assert_eq!(kept, expected.map(str::to_owned).into());
         assert_eq!(named(&wanted).collect::<Vec<_>>(), ["docker.io/library/alpine:3"]);
     }
 }

@@ -28,7 +28,9 @@ impl Schedule {
     pub fn next(&self, last: Option<SystemTime>, now: SystemTime) -> Option<SystemTime> {
         let Some(last) = last else { return Some(now) };
         // The clock was set back: the record must not delay the next run until the clock has caught up.
-        let last = last.min(now);
+        if last > now && *self != Schedule::AtStart {
+            return Some(now);
+        }
         match self {
             Schedule::Every(interval) => last.checked_add(*interval),
             Schedule::Cron(cron) => cron.next_after(last),
@@ -210,11 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_set_back_delays_the_next_run_by_one_interval() {
-        let (now, later) = (at("2026-11-29T12:00:00"), at("2030-01-01"));
+    fn a_clock_that_was_set_back_delays_no_run() {
+        let later = at("2030-01-01");
         let every = Schedule::Every(Duration::from_secs(3600));
-        assert_eq!(every.next(Some(later), now), Some(at("2026-11-29T13:00:00")));
-        assert_eq!(cron("0 13 * * *").next(Some(later), now), Some(at("2026-11-29T13:00:00")));
+        for now in [at("2026-11-29T12:00:00"), at("2026-11-29T12:00:01")] {
+            assert_eq!(every.next(Some(later), now), Some(now));
+            assert_eq!(cron("0 13 * * *").next(Some(later), now), Some(now));
+            assert_eq!(Schedule::AtStart.next(Some(later), now), None);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The state of the entries, and what is done next. Values and decisions only: the thread acts.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -25,9 +26,18 @@ pub(super) struct Attempted {
     /// Each image, and each pattern and list that could not be read, with its last outcome.
     pub(super) outcomes: BTreeMap<String, Outcome>,
     /// What the next attempt loads; `None` for everything that the entry names.
-    pub(super) pending: Option<Vec<Wanted>>,
+    pub(super) pending: Option<Pending>,
     /// How many attempts were made.
     pub(super) attempts: u32,
+}
+
+/// What an attempt has left.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pending {
+    /// Images and patterns that may be loaded by another attempt.
+    pub(super) wanted: Vec<Wanted>,
+    /// Lists that could not be read.
+    pub(super) lists: Vec<PathBuf>,
 }
 
 impl Attempted {
@@ -246,7 +256,13 @@ impl Table {
             let is_it = |row: &Row| row.entry.name == entry.name && row.record.settings == identity;
             match before.iter().position(is_it) {
                 Some(at) => Row { entry: Arc::new(entry), ..before.swap_remove(at) },
-                None => Row::new(entry, records),
+                None => {
+                    // Those who wait for the end of a run count on.
+                    let former = before.iter().find(|row| row.entry.name == entry.name);
+                    let runs = former.map_or(0, |row| row.runs);
+                    let is_requested = former.is_some_and(|row| row.is_requested);
+                    Row { runs, is_requested, ..Row::new(entry, records) }
+                }
             }
         };
         self.rows = entries.into_iter().map(row).collect();

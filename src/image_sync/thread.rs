@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::entry::{Expand, SyncEntry};
 use super::pinned::{named, still_wanted};
-use super::run::{Observer, attempt as make_attempt};
+use super::run::{Kept, Observer, attempt as make_attempt};
 use super::table::{Attempt, Attempted, Requested, SyncStatus, Table};
 use crate::cache::Cache;
 use crate::events::{Event, EventType};
@@ -75,10 +75,10 @@ struct State {
     table: Table,
     expand: Expand,
     is_stopped: bool,
-    /// Whether entries have changed since the pins were written.
+    /// Whether entries have changed.
     is_reconfigured: bool,
-    /// The images that each entry keeps present, by its name.
-    pinned: BTreeMap<String, Vec<String>>,
+    /// Whether entries have changed since the pins were written.
+    are_pins_outdated: bool,
 }
 
 impl ImageSync {
@@ -94,7 +94,7 @@ impl ImageSync {
             expand: settings.expand,
             is_stopped: false,
             is_reconfigured: true,
-            pinned: BTreeMap::new(),
+            are_pins_outdated: true,
         };
         let (state, changed) = (Mutex::new(state), Condvar::new());
         let shared = Arc::new(Shared { cache, state, changed });
@@ -187,38 +187,56 @@ impl Shared {
         }
     }
 
-    /// Writes the pins of new entries, before anything is loaded.
+    /// Writes the pins of the entries after they have changed, before anything is loaded.
     fn follow_configuration(&self) {
-        let (entries, expand) = {
+        let (entries, expand, is_new) = {
             let mut state = self.lock();
-            if !std::mem::take(&mut state.is_reconfigured) {
+            let is_new = std::mem::take(&mut state.is_reconfigured);
+            state.are_pins_outdated |= is_new;
+            if !state.are_pins_outdated {
                 return;
             }
             let entries: Vec<Arc<SyncEntry>> = state.table.entries().cloned().collect();
-            (entries, Arc::clone(&state.expand))
+            (entries, Arc::clone(&state.expand), is_new)
         };
-        let Ok(before) = self.cache.store().synced_pins() else { return };
+        let store = self.cache.store();
+        // Another process may be writing them; it does not change those of other entries.
+        if !store.is_writable() {
+            return;
+        }
+        let Some(_lock) = store.lock_image_sync() else { return };
+        let Ok(before) = store.synced_pins_by_entry() else { return };
         let mut pinned = BTreeMap::new();
         for entry in entries.iter().filter(|entry| entry.pins()) {
+            let before = before.get(&entry.name).cloned().unwrap_or_default();
             let (wanted, unreadable) = entry.wanted(&expand);
-            let mut kept: Vec<String> = named(&wanted).collect();
+            let mut kept: BTreeSet<String> = named(&wanted).collect();
             match unreadable.is_empty() {
                 true => kept.extend(still_wanted(&before, &wanted)),
                 // What the list named is not known.
-                false => kept.extend(before.iter().cloned()),
+                false => kept.extend(before),
             }
             pinned.insert(entry.name.clone(), kept);
         }
-        self.lock().pinned = pinned;
-        self.note_pins();
+        match store.note_synced_pins(&pinned) {
+            Ok(()) => self.lock().are_pins_outdated = false,
+            // It is tried again, without further lines.
+            Err(error) if is_new => log::warn!("sync: cannot pin the images: {error}"),
+            Err(_) => {}
+        }
     }
 
-    fn note_pins(&self) {
-        let pinned: BTreeSet<String> = self.lock().pinned.values().flatten().cloned().collect();
-        let pinned: Vec<String> = pinned.into_iter().collect();
+    /// Changes what is pinned for an entry. Called during a run, under the lock of the runs.
+    fn pin(&self, entry: &SyncEntry, kept: Kept) {
         let store = self.cache.store();
+        let Ok(mut all) = store.synced_pins_by_entry() else { return };
+        let pinned = all.entry(entry.name.clone()).or_default();
+        match kept {
+            Kept::Exactly(images) => *pinned = images,
+            Kept::Also(images) => pinned.extend(images),
+        }
         if store.is_writable()
-            && let Err(error) = store.note_synced_pins(&pinned)
+            && let Err(error) = store.note_synced_pins(&all)
         {
             log::warn!("sync: cannot pin the images: {error}");
         }
@@ -232,16 +250,17 @@ impl Shared {
         }
         // Another process on this directory may be running the same entry.
         let Some(_lock) = store.lock_image_sync() else { return false };
-        let (attempt, expand, pinned) = {
+        let (attempt, expand) = {
             let records = store.sync_records();
             let mut state = self.lock();
             state.table.adopt(&records);
             let now = cache.now();
             let Some(name) = state.table.due(now) else { return false };
             let Some(attempt) = state.table.begin(&name, now) else { return false };
-            let pinned = state.pinned.get(&name).cloned().unwrap_or_default();
-            (attempt, Arc::clone(&state.expand), pinned)
+            (attempt, Arc::clone(&state.expand))
         };
+        let pinned = store.synced_pins_by_entry().unwrap_or_default();
+        let pinned = pinned.get(&attempt.entry.name).cloned().unwrap_or_default();
         let running = Running { shared: self, attempt: &attempt, total: Mutex::default() };
         let attempted = make_attempt(cache, &attempt, &pinned, &expand, &running);
         self.end(&attempt, attempted);
@@ -300,7 +319,7 @@ struct Running<'a> {
 }
 
 impl Observer for Running<'_> {
-    fn expanded(&self, images: Vec<String>, count: usize) {
+    fn expanded(&self, images: Kept, count: usize) {
         let entry = &self.attempt.entry;
         *self.total.lock().unwrap_or_else(PoisonError::into_inner) = count;
         {
@@ -310,15 +329,8 @@ impl Observer for Running<'_> {
             if !entry.pins() || !state.table.is_current(entry) {
                 return;
             }
-            let pinned = state.pinned.entry(entry.name.clone()).or_default();
-            // Another attempt loads only what the first one has left.
-            if self.attempt.attempted.pending.is_some() {
-                pinned.extend(images);
-            } else {
-                *pinned = images;
-            }
         }
-        self.shared.note_pins();
+        self.shared.pin(entry, images);
     }
 
     fn loaded(&self) {

@@ -249,9 +249,13 @@ fn rest_of_a_rate_limit_is_kept_for_clients() {
     let sync = Syncing::start(&larder, vec![hourly("one", &registry, list)]);
     until("the first attempt to end", || sync.status("one").stage == SyncStage::Retrying);
     let status = sync.status("one");
-    assert_eq!((status.present, status.unconfirmed, status.missing), (1, 1, 1));
+    assert_eq!((status.present, status.unconfirmed, status.missing), (1, 0, 1));
     assert!(status.reasons[0].1.contains("kept for clients"), "{:?}", status.reasons);
-    assert_eq!(registry.count("*", "*/manifests/*"), 1);
+    assert_eq!(
+        registry.count("GET", "*/manifests/*"),
+        1,
+        "HEAD confirms a tag, and does not count"
+    );
     assert!(has_all(&larder, &image), "its layers do not count as pulls");
 }
 
@@ -316,6 +320,32 @@ fn nothing_is_loaded_offline() {
     let sync = Syncing::start(&larder, vec![entry()]);
     sync.after("one", 1);
     assert!(has_all(&larder, &image));
+}
+
+#[test]
+fn outage_changes_no_pins() {
+    let registry = FakeRegistry::start();
+    for tag in ["v1", "v2", "v3"] {
+        registry.add(REPOSITORY, tag, &Image::sample(tag));
+    }
+    let larder = Larder::start(&registry);
+    let sync = Syncing::start(&larder, vec![hourly("one", &registry, "$/team/app:/^v/")]);
+    assert_eq!(sync.after("one", 1).present, 3);
+    let pinned = larder.store().synced_pins_by_entry().expect("pins");
+    assert_eq!(pinned["one"].len(), 3);
+    registry.fault(On::tags(REPOSITORY), Fault::status(503));
+    let requested = sync.0.request(None).expect("an entry");
+    for attempt in 1..=7 {
+        until("the attempt to end", || {
+            let status = sync.status("one");
+            status.stage == SyncStage::Retrying && status.attempt == attempt
+        });
+        assert_eq!(larder.store().synced_pins_by_entry().expect("pins"), pinned, "{attempt}");
+        larder.advance(seconds(60));
+    }
+    let status = sync.after("one", requested[0].run);
+    assert_eq!((status.present, status.missing), (0, 1));
+    assert_eq!(larder.store().synced_pins_by_entry().expect("pins"), pinned);
 }
 
 #[test]

@@ -129,7 +129,9 @@ another node would wait for the volume, and the old pod for the new one. Otherwi
 {{- $all := merge (dict "type" $type) (omit $given "rollingUpdate") -}}
 {{- /* Kubernetes rejects rollingUpdate beside Recreate. */ -}}
 {{- if eq $type "RollingUpdate" -}}
-  {{- $rolling := dict "maxUnavailable" 0 "maxSurge" 1 -}}
+  {{- /* Kubernetes rejects 0 for both. */ -}}
+  {{- $hasNoSurge := has (toString (dig "rollingUpdate" "maxSurge" 1 $given)) (list "0" "0%") -}}
+  {{- $rolling := dict "maxUnavailable" (ternary 1 0 $hasNoSurge) "maxSurge" 1 -}}
   {{- range $key, $value := default dict $given.rollingUpdate }}{{ $_ := set $rolling $key $value }}{{ end -}}
   {{- $_ := set $all "rollingUpdate" $rolling -}}
 {{- end -}}

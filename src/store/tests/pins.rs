@@ -1,5 +1,7 @@
 //! The pins file.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
 
 fn texts(all: &[&str]) -> Vec<String> {
@@ -52,8 +54,14 @@ fn configured_pins_are_saved_and_removed_with_the_configuration() {
 fn images_that_sync_keeps_present_are_pinned() {
     let (_directory, store) = fresh();
     let images = texts(&["docker.io/library/alpine:3", "quay.io/org/app:v1"]);
-    store.note_synced_pins(&images).unwrap();
+    assert!(store.synced_pins_by_entry().unwrap().is_empty());
+    let by_entry = BTreeMap::from([
+        ("base".to_owned(), BTreeSet::from([images[0].clone()])),
+        ("platform".to_owned(), BTreeSet::from([images[1].clone()])),
+    ]);
+    store.note_synced_pins(&by_entry).unwrap();
     assert_eq!(store.synced_pins().unwrap(), images);
+    assert_eq!(store.synced_pins_by_entry().unwrap(), by_entry);
     assert!(store.pins().unwrap().is_empty(), "they cannot be removed by a command");
     let pins = Pins::load(&store, &PinSettings::default()).unwrap();
     let covers = |text: &str| {
@@ -66,8 +74,8 @@ fn images_that_sync_keeps_present_are_pinned() {
 #[test]
 fn pins_that_do_not_fit_into_their_file_are_left_out() {
     let (_directory, store) = fresh();
-    let images: Vec<String> = (0..20_000).map(|number| format!("{number:01000}")).collect();
-    store.note_synced_pins(&images).unwrap();
+    let images = (0..20_000).map(|number| format!("{number:01000}")).collect();
+    store.note_synced_pins(&BTreeMap::from([("one".to_owned(), images)])).unwrap();
     let kept = store.synced_pins().unwrap();
     assert!(kept.len() > 16_000 && kept.len() < 17_000, "{}", kept.len());
 }

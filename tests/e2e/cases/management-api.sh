@@ -188,7 +188,7 @@ schemathesis() { # CONFIGURATION OPTION…
 step "schemathesis: valid requests with existing names succeed"
 cat >"$CASE_DIR/named.toml" <<TOML
 [[operations]]
-include-path = ["/api/v1/image", "/api/v1/prefetch", "/api/v1/peers"]
+include-path = ["/api/v1/image", "/api/v1/prefetch", "/api/v1/peers", "/api/v1/tags/accept", "/api/v1/tags/reject"]
 parameters = { image = "$NAME" }
 [[operations]]
 include-path = "/api/v1/images"

@@ -1,5 +1,6 @@
 //! Pins: images that are never evicted, in a file with one pattern per line that users may also edit.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -12,6 +13,8 @@ use crate::store::{Store, StoreError};
 
 /// The first character of a comment line.
 const COMMENT: char = '#';
+/// Precedes the name of the entry of `sync` to which the following images belong.
+const ENTRY: &str = "# entry ";
 /// The largest file that is read: a hundred thousand names.
 const PINS_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -52,16 +55,44 @@ impl Store {
         read(&self.inner.layout.synced_pins())
     }
 
-    /// Saves the images that `sync` keeps present.
+    /// The images that `sync` keeps present, by the name of the entry.
+    ///
+    /// # Errors
+    /// Like [`Store::pins`].
+    pub fn synced_pins_by_entry(&self) -> io::Result<BTreeMap<String, BTreeSet<String>>> {
+        let text = match read_text(&self.inner.layout.synced_pins()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            text => text?,
+        };
+        let (mut pins, mut entry) = (BTreeMap::<String, BTreeSet<String>>::new(), String::new());
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            match line.strip_prefix(ENTRY) {
+                Some(name) => name.trim().clone_into(&mut entry),
+                None if line.starts_with(COMMENT) => {}
+                None => drop(pins.entry(entry.clone()).or_default().insert(line.to_owned())),
+            }
+        }
+        Ok(pins)
+    }
+
+    /// Saves the images that `sync` keeps present, by the name of the entry.
     ///
     /// # Errors
     /// [`StoreError`] if a write fails.
-    pub fn note_synced_pins(&self, images: &[String]) -> Result<(), StoreError> {
-        if self.synced_pins().is_ok_and(|noted| noted == images) {
+    pub fn note_synced_pins(
+        &self,
+        pins: &BTreeMap<String, BTreeSet<String>>,
+    ) -> Result<(), StoreError> {
+        if self.synced_pins_by_entry().is_ok_and(|noted| noted == *pins) {
             return Ok(());
         }
+        let mut lines = Vec::new();
+        for (name, images) in pins {
+            lines.push(format!("{ENTRY}{name}"));
+            lines.extend(images.iter().cloned());
+        }
         let head = "# The images that sync keeps present; rewritten by each run.\n";
-        self.note_pins(&self.inner.layout.synced_pins(), head, images)
+        self.note_pins(&self.inner.layout.synced_pins(), head, &lines)
     }
 
     /// Replaces a file of pins that only the server writes. Pins beyond the largest file that is read are left out,
