@@ -66,7 +66,7 @@ ctr_ tasks kill --signal SIGTERM larder-e2e-image
 has_exited() { ! is_running "${SERVER_PID[container]}"; }
 wait_until "$STOP_LIMIT" "the container's exit" has_exited
 wait "${SERVER_PID[container]}" || fail "the container exited with status $?"
-matches "the last line of the log" '\] stopped' "$(tail -n 1 "$LOGS/container.log")"
+matches "the last line of the log" 'INFO +stopped$' "$(tail -n 1 "$LOGS/container.log")"
 
 step "podman and docker read the file"
 podman_ load --quiet --input "$TAR" --signature-policy "$PODMAN_POLICY"
