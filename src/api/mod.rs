@@ -38,7 +38,7 @@ pub use hosts::{HostName, HostNameError};
 pub use management::{
     CheckTarget, ConfigurationInForce, ConfigurationReport, Management, ManagementListener,
     ManagementSettings, ReadToken, Scope, Setting, check_document, event_document, image_document,
-    report_document,
+    previous_document, report_document,
 };
 pub use route::{Addressing, Naming, Route, RouteError, Target};
 pub use status::Failure;

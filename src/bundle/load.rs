@@ -201,7 +201,7 @@ impl Loading<'_> {
                 Outcome::Unconfirmed { fetched_bytes, reason, is_permanent: retry.is_none() }
             }
             Ok(None) => Outcome::Loaded { fetched_bytes },
-            // What does not fit would be downloaded again by each attempt. Nobody waits for the result.
+            // Retries would download what does not fit again each time, and no client waits for it.
             Err(Failure { reason, is_of_disk: true, .. })
                 if self.settings.manner == Manner::Background =>
             {

@@ -12,7 +12,7 @@ use crate::events::{Event, EventType, Events};
 use crate::oci::Upstream;
 use crate::store::{Store, StoreEvent};
 use crate::units::duration;
-use crate::upstream::{BreakerState, Standing, UpstreamStatus};
+use crate::upstream::{BreakerState, EndpointStatus, Standing, UpstreamStatus};
 
 impl Cache {
     /// The events of this process.
@@ -61,26 +61,30 @@ const COMPARED_EVERY: Duration = Duration::from_secs(2);
 
 /// The listed registries that are down, since when.
 #[derive(Default)]
-pub(super) struct RegistryWatch {
-    down: Mutex<HashMap<Upstream, SystemTime>>,
-    /// When they were last compared. Locked for that.
-    compared: Mutex<Option<Instant>>,
+struct Watched {
+    down: HashMap<Upstream, SystemTime>,
+    /// When they were last compared.
+    compared: Option<Instant>,
 }
+
+/// The registries of this process. Locked while they are compared.
+#[derive(Default)]
+pub(super) struct RegistryWatch(Mutex<Watched>);
 
 impl RegistryWatch {
     /// Records the changes since the last call.
     pub(super) fn tick(&self, core: &Core) {
-        let mut compared = lock(&self.compared);
-        if compared.is_some_and(|compared| compared.elapsed() < COMPARED_EVERY) {
+        let mut watched = lock(&self.0);
+        if watched.compared.is_some_and(|compared| compared.elapsed() < COMPARED_EVERY) {
             return;
         }
-        *compared = Some(Instant::now());
+        watched.compared = Some(Instant::now());
         let is_listed = |status: &UpstreamStatus| {
             core.sources.standing(&status.upstream).is_ok_and(|is| is == Standing::Listed)
         };
         let statuses: Vec<_> = core.sources.statuses().into_iter().filter(is_listed).collect();
         let now = core.now();
-        for event in changes(&mut lock(&self.down), &statuses, now) {
+        for event in changes(&mut watched.down, &statuses, now) {
             core.events.record(now, event);
         }
     }
@@ -94,8 +98,8 @@ fn changes(
 ) -> Vec<Event> {
     let mut events = Vec::new();
     for UpstreamStatus { upstream, endpoints } in statuses {
-        let is_used = |state: BreakerState| matches!(state, BreakerState::Closed);
-        let is_down = !endpoints.is_empty() && !endpoints.iter().any(|each| is_used(each.breaker));
+        let is_closed = |endpoint: &EndpointStatus| endpoint.breaker == BreakerState::Closed;
+        let is_down = !endpoints.is_empty() && !endpoints.iter().any(is_closed);
         match (down.get(upstream).copied(), is_down) {
             (None, true) => {
                 let reason = endpoints.iter().find_map(|each| each.last_failure.clone());
@@ -118,7 +122,6 @@ fn changes(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::EndpointStatus;
 
     fn status(upstream: &str, breakers: &[BreakerState]) -> UpstreamStatus {
         let endpoint = |breaker: &BreakerState| EndpointStatus {

@@ -124,6 +124,12 @@ impl FreshnessPolicy {
         hold.filter(|hold| !hold.is_zero())
     }
 
+    /// Whether a tag that its registry has deleted is removed. Not if it may be held: without a record nothing is held, so
+    /// whoever can delete a tag could move it.
+    pub(super) fn drops_deleted(&self, name: &ImageName, tag: &Tag) -> bool {
+        self.on_upstream_delete == OnUpstreamDelete::Drop && self.hold(name, tag).is_none()
+    }
+
     /// Whether a tag that was confirmed at `checked` is served without a request.
     pub fn is_fresh(
         &self,

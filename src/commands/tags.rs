@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::selection::{Selected, all};
 use super::table::{self, short};
 use super::{CommandError, existing_store, parsed, printed, say};
+use crate::api::previous_document;
 use crate::cli::{self, TagsAction, TagsList};
 use crate::config::Settings;
 use crate::oci::{Decision, Digest, ImageName, PartReference, Reference, Tag, TagRecord};
@@ -99,9 +100,7 @@ fn row(moved: &Moved, now: SystemTime) -> [String; 7] {
 
 fn document(moved: &Moved) -> Value {
     let Moved { name, tag, record } = moved;
-    let previous = record.previous.iter().map(|previous| {
-        json!({ "digest": previous.digest.to_string(), "fetched": timestamp(previous.fetched) })
-    });
+    let previous = record.previous.iter().map(previous_document);
     let held = record.held.as_ref().map(|held| {
         json!({
             "digest": held.digest.to_string(),

@@ -93,12 +93,10 @@ impl FromStr for NamePattern {
                 }
                 (true, _) => Subject::Names(pattern(text)?),
                 // The name in which the registry appears after it was resolved.
-                (false, _) if is_registry(first) || first.contains(':') => {
-                    match first.parse::<Upstream>() {
-                        Ok(registry) => Subject::Names(pattern(&format!("{registry}/{rest}"))?),
-                        Err(error) => return refused(&error),
-                    }
-                }
+                (false, _) if Upstream::looks_like_host(first) => match first.parse::<Upstream>() {
+                    Ok(registry) => Subject::Names(pattern(&format!("{registry}/{rest}"))?),
+                    Err(error) => return refused(&error),
+                },
                 (false, _) => {
                     return refused(&format!(
                         "give the registry as well, such as docker.io/{text}"

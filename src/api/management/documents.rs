@@ -83,7 +83,7 @@ pub(super) fn time(seconds: Option<u64>) -> Option<String> {
 }
 
 /// A manifest to which a tag referred.
-pub(super) fn previous(previous: &PreviousManifest) -> Value {
+pub fn previous_document(previous: &PreviousManifest) -> Value {
     json!({
         "digest": previous.digest.to_string(),
         "fetched": timestamp(previous.fetched),

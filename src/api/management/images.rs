@@ -214,7 +214,7 @@ pub(super) fn image(handlers: &Handlers, request: &Request) -> Result<Value, Ref
     if let Reference::Tag(tag) = &reference
         && let Some(record) = cache.tag_record(&name, tag)
     {
-        value["previous"] = record.previous.iter().map(documents::previous).collect();
+        value["previous"] = record.previous.iter().map(documents::previous_document).collect();
     }
     Ok(value)
 }

@@ -39,7 +39,7 @@ use query::Query;
 
 pub use access::ReadToken;
 pub use check::{CheckTarget, check_document};
-pub use documents::{event_document, image_document, report_document};
+pub use documents::{event_document, image_document, previous_document, report_document};
 pub use setup::{ConfigurationInForce, ConfigurationReport};
 
 /// The number of concurrent requests that read all images or remove some, so that workers are left for probes.

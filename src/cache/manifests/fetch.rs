@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::content::{Checked, Content, Found, MEMORY_BYTES_MAX};
 use super::hold::Hold;
 use super::{ManifestCache, ManifestLeader};
-use crate::cache::freshness::{Belief, OnUpstreamDelete};
+use crate::cache::freshness::Belief;
 use crate::cache::negative::Asked;
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, HeldManifest, ImageName, MediaType, Reference, Tag};
@@ -117,7 +117,8 @@ impl ManifestCache {
             return self.fetch_tag_of_registry(name, tag, None, &*source, early);
         };
         let hold = self.hold(name, tag, &record);
-        let early = if hold.may_hold() { &|_: &Found| {} } else { early };
+        let may_hold = hold.may_hold();
+        let early = if may_hold { &|_: &Found| {} } else { early };
         let found = match source.resolve(&name.repository, tag) {
             Ok(Some((digest, confirmation))) => {
                 let checked = Checked::of(confirmation, self.core.now());
@@ -145,8 +146,11 @@ impl ManifestCache {
                 return Err(error.into());
             }
         };
-        // An operator may have decided during the requests.
-        let record = self.core.store.find_tag(name, tag, Access::Look)?.unwrap_or(record);
+        let record = match may_hold {
+            // An operator may have decided during the requests.
+            true => self.core.store.find_tag(name, tag, Access::Look)?.unwrap_or(record),
+            false => record,
+        };
         let is_vetted = found.checked.is_vetted;
         match self.hold(name, tag, &record).decide(found.content.digest(), is_vetted) {
             Some(held) => self.keep_previous(name, tag, &record, held, found.checked, &*source),
@@ -267,9 +271,7 @@ impl ManifestCache {
         };
         let is_deleted =
             matches!(&error, CacheError::Upstream(error) if error.is_certainly_not_found());
-        let policy = self.core.settings().freshness.on_upstream_delete;
-        let is_held = self.core.settings().freshness.hold(name, tag).is_some();
-        if is_deleted && policy == OnUpstreamDelete::Drop && !is_held {
+        if is_deleted && self.core.settings().freshness.drops_deleted(name, tag) {
             return Err(CacheError::DeletedUpstream);
         }
         error.log(&name.with(&Reference::Tag(tag.clone())));
@@ -331,18 +333,15 @@ impl ManifestCache {
         if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
             return CacheError::KnownMissing;
         }
-        let policy = self.core.settings();
-        // Whoever can delete a tag could otherwise move it: without a record, nothing is held.
-        let is_held = policy.freshness.hold(name, tag).is_some();
-        let (noted, error) = match policy.freshness.on_upstream_delete {
-            OnUpstreamDelete::Drop if !is_held => {
+        let (noted, error) = match self.core.settings().freshness.drops_deleted(name, tag) {
+            true => {
                 log::info!(
                     "{name}:{tag}: upstream has deleted it; it is removed (onUpstreamDelete)"
                 );
                 (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
             }
-            _ if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
-            _ => {
+            false if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
+            false => {
                 log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
                 let gone = TagRecord { gone: Some(self.core.now()), ..record.clone() };
                 (self.core.store.put_tag(name, tag, &gone), CacheError::KnownMissing)

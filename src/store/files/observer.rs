@@ -49,7 +49,7 @@ pub enum StoreEvent<'a> {
 
 type Observe = Box<dyn Fn(&StoreEvent<'_>) + Send + Sync>;
 
-/// Who is told.
+/// The observer, if one is set.
 #[derive(Default)]
 pub(in crate::store) struct Observer(OnceLock<Observe>);
 
@@ -63,7 +63,7 @@ impl Store {
     /// Calls `observe` for everything that happens through this store and its clones from now on. It must not block and
     /// must not use the store. Only the first observer counts.
     pub fn set_observer(&self, observe: impl Fn(&StoreEvent<'_>) + Send + Sync + 'static) {
-        // A second one would hear what the first has heard already.
+        // The documentation says that only the first one counts.
         let _ = self.inner.observer.0.set(Box::new(observe));
     }
 
