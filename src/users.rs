@@ -202,6 +202,11 @@ impl Users {
         Verdict::Wait(CheckWait { flight: joined.flight })
     }
 
+    /// Whether the file has this user.
+    pub fn has(&self, user: &str) -> bool {
+        lock(&self.shared.known).hashes.contains_key(user)
+    }
+
     /// Reloads the file if it has changed. If it cannot be used, the current users stay, and that is logged once.
     pub fn look(&self) {
         let mut watch = self.watch();

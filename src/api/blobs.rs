@@ -8,7 +8,8 @@ use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::unsatisfiable;
 use super::{Call, Failure, Storage};
 use crate::cache::{
-    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, PATIENCE, PassThrough, Purpose, Why,
+    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, LinkLookup, LinkWait, PATIENCE,
+    PassThrough, Purpose, Why,
 };
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
@@ -31,7 +32,7 @@ pub(super) fn answer(
     };
     let blob_request =
         BlobRequest { call, name, digest, purpose, began: context.now(), is_second: false };
-    blob_request.start(request, context)
+    blob_request.start_if_linked(request, context)
 }
 
 /// A request for a blob.
@@ -46,6 +47,21 @@ struct BlobRequest {
 }
 
 impl BlobRequest {
+    /// Serves the blob in a repository that contains it. A peer has checked that for its client.
+    fn start_if_linked(self, request: &Request, context: &Context<'_>) -> Step {
+        if self.call.is_from_peer {
+            return self.start(request, context);
+        }
+        match self.call.cache.link(&self.name, &self.digest) {
+            Ok(LinkLookup::Known) => self.start(request, context),
+            Ok(LinkLookup::Wait(wait)) => {
+                let deadline = self.began + wait.patience();
+                Box::new(Linking { blob_request: self, wait, deadline }).resume(request, context)
+            }
+            Err(error) => Step::Reply(self.call.fail(&Failure::Blob(error))),
+        }
+    }
+
     fn start(self, request: &Request, context: &Context<'_>) -> Step {
         match self.call.cache.blob(&self.name, &self.digest, self.purpose) {
             Ok(BlobLookup::Ready(blob)) => Step::Reply(self.hit(request, blob)),
@@ -131,6 +147,32 @@ impl BlobRequest {
             _ => Some(Why::NotCached),
         };
         self.call.finish(reply, how, why, storage)
+    }
+}
+
+/// A request that waits to know whether the repository contains the blob.
+struct Linking {
+    blob_request: BlobRequest,
+    wait: LinkWait,
+    deadline: Instant,
+}
+
+impl Pending for Linking {
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        let Linking { blob_request, wait, deadline } = *self;
+        let error = match wait.poll(context.waker()) {
+            Poll::Ready(Ok(())) => return blob_request.start(request, context),
+            Poll::Ready(Err(error)) => error,
+            Poll::Pending if context.now() < deadline => {
+                return Step::Wait(Box::new(Linking { blob_request, wait, deadline }));
+            }
+            Poll::Pending => wait.give_up(context.waker()),
+        };
+        Step::Reply(blob_request.call.fail(&Failure::Blob(error)))
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
     }
 }
 

@@ -1,6 +1,6 @@
 //! Authentication of clients with HTTP Basic (RFC 7617), if the configuration has users.
 //!
-//! This is the only place that asks clients for credentials. They are never sent to registries.
+//! These are for this server: they are never sent to registries. Those that a registry judges are in [`super::access`].
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Handles a request if it is from one of `users`.
 pub(super) fn answer(
     handlers: &Arc<Handlers>,
-    users: &Users,
+    users: &Arc<Users>,
     request: &Request,
     context: &Context<'_>,
 ) -> Step {
@@ -28,17 +28,19 @@ pub(super) fn answer(
         return Step::Reply(status::login("this registry requires a user and a password"));
     };
     match users.check(request.client_address(), &user, &password) {
-        Verdict::Known(verdict) => admit(handlers, &user, verdict, request, context),
+        Verdict::Known(verdict) => admit(handlers, users, &user, verdict, request, context),
         Verdict::Wait(check) => {
             let deadline = context.now() + PATIENCE;
-            let login = Login { handlers: Arc::clone(handlers), user, check, deadline };
+            let (handlers, users) = (Arc::clone(handlers), Arc::clone(users));
+            let login = Login { handlers, users, user, check, deadline };
             Box::new(login).resume(request, context)
         }
     }
 }
 
 fn admit(
-    handlers: &Handlers,
+    handlers: &Arc<Handlers>,
+    users: &Arc<Users>,
     user: &str,
     verdict: bool,
     request: &Request,
@@ -47,7 +49,7 @@ fn admit(
     match verdict {
         true => {
             request.set_user(user);
-            handlers.answer(request, context)
+            handlers.answer(Some(users), request, context)
         }
         false => Step::Reply(status::login("the user or the password is wrong")),
     }
@@ -56,6 +58,7 @@ fn admit(
 /// A request that waits for its password to be checked.
 struct Login {
     handlers: Arc<Handlers>,
+    users: Arc<Users>,
     user: String,
     check: CheckWait,
     deadline: Instant,
@@ -65,7 +68,7 @@ impl Pending for Login {
     fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
         match self.check.poll(context.waker()) {
             Poll::Ready(Ok(verdict)) => {
-                admit(&self.handlers, &self.user, verdict, request, context)
+                admit(&self.handlers, &self.users, &self.user, verdict, request, context)
             }
             Poll::Ready(Err(_)) => Step::Reply(status::login_busy()),
             Poll::Pending if context.now() < self.deadline => Step::Wait(self),

@@ -6,6 +6,7 @@
 //!
 //! `status.rs` is the only place that maps failures to status codes.
 
+mod access;
 mod access_log;
 mod activity;
 mod blobs;
@@ -118,6 +119,12 @@ impl Handlers {
     fn target(&self, request: &Request) -> Result<Target, RouteError> {
         self.naming.read().target(request)
     }
+
+    /// Whether the registry decides if the client may pull, and not the users of this server.
+    fn is_for_registry(&self, request: &Request) -> bool {
+        self.cache.has_client_access()
+            && matches!(self.target(request), Ok(Target::Content(route, _)) if self.registry_decides(route.name()))
+    }
 }
 
 impl Handler for Api {
@@ -130,8 +137,10 @@ impl Handler for Api {
             return Step::Reply(refusal);
         }
         match self.users() {
-            Some(users) => login::answer(&self.handlers, &users, request, context),
-            None => self.handlers.answer(request, context),
+            Some(users) if !self.handlers.is_for_registry(request) => {
+                login::answer(&self.handlers, &users, request, context)
+            }
+            users => self.handlers.answer(users.as_deref(), request, context),
         }
     }
 
@@ -149,10 +158,28 @@ impl Handler for Api {
 }
 
 impl Handlers {
-    fn answer(&self, request: &Request, context: &Context<'_>) -> Step {
+    /// The response to `GET /v2/`. If a registry decides who may pull, clients learn that there is something to log in for.
+    fn ping(&self, request: &Request) -> Reply {
+        match self.cache.has_client_access() {
+            true if access::must_challenge(request) => {
+                let text = "some of the registries here require a user and a password";
+                status::login(text).header("Via", via::of_response())
+            }
+            true => ping().header(status::CHALLENGE.0, status::CHALLENGE.1),
+            false => ping(),
+        }
+    }
+
+    /// Handles a request whose client may use this server. `users` are those that it has.
+    fn answer(
+        self: &Arc<Self>,
+        users: Option<&Users>,
+        request: &Request,
+        context: &Context<'_>,
+    ) -> Step {
         let (route, addressing) = match self.target(request) {
             Ok(Target::Content(route, addressing)) => (route, addressing),
-            Ok(Target::Ping) => return Step::Reply(introduced(ping(), request)),
+            Ok(Target::Ping) => return Step::Reply(introduced(self.ping(request), request)),
             Err(error) => return Step::Reply(status::route_failure(&error)),
         };
         let chain = match Via::parse(request.headers("via")) {
@@ -163,11 +190,21 @@ impl Handlers {
         if chain.is_asked_for(&format!("{}{}", addressing.upstream, request.path())) {
             return Step::Reply(status::loop_detected(&addressing.upstream));
         }
-        chain.enter(|| self.answer_content(route, addressing, request, context))
+        chain.enter(|| match self.registry_decides(route.name()) {
+            true => {
+                let checked = access::Checked { route, addressing };
+                access::answer(self, users, checked, request, context)
+            }
+            false => {
+                let cache = self.cache.for_client(request.client_address());
+                self.answer_content(cache, route, addressing, request, context)
+            }
+        })
     }
 
     fn answer_content(
         &self,
+        cache: Cache,
         route: Route,
         addressing: Addressing,
         request: &Request,
@@ -178,7 +215,6 @@ impl Handlers {
             Route::Blob { .. } => "blob",
             Route::List { .. } => "list",
         };
-        let cache = self.cache.for_client(request.client_address());
         let (activity, is_from_peer) = (Arc::clone(&self.activity), via::current().is_from_peer());
         let call = Call { cache, addressing, kind, activity, is_from_peer };
         match route {

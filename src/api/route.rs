@@ -42,6 +42,15 @@ pub enum Route {
     },
 }
 
+impl Route {
+    /// Registry and repository.
+    pub fn name(&self) -> &ImageName {
+        let (Route::Manifest { name, .. } | Route::Blob { name, .. } | Route::List { name, .. }) =
+            self;
+        name
+    }
+}
+
 /// How a request named its upstream, as far as the answer depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Addressing {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::API_VERSION;
-use super::route::RouteError;
-use crate::cache::{CacheError, Reason};
+use super::route::{Route, RouteError};
+use crate::cache::{AccessError, CacheError, ListQuestion, Reason};
 use crate::http::{Body, Reply};
 use crate::oci::{ErrorCode, Upstream, quoted_up_to};
 
@@ -145,11 +145,63 @@ pub(super) fn misdirected() -> Reply {
     error_reply(421, ErrorCode::Denied, text)
 }
 
+/// Requests a user and a password (RFC 7617).
+pub(super) const CHALLENGE: (&str, &str) =
+    ("WWW-Authenticate", "Basic realm=\"larder\", charset=\"UTF-8\"");
+
 /// The response that requests credentials, in the form that Docker clients expect: distribution-spec, "Error
 /// Codes".
 pub(super) fn login(text: &str) -> Reply {
-    error_reply(401, ErrorCode::Unauthorized, text)
-        .header("WWW-Authenticate", "Basic realm=\"larder\", charset=\"UTF-8\"")
+    error_reply(401, ErrorCode::Unauthorized, text).header(CHALLENGE.0, CHALLENGE.1)
+}
+
+/// The response to a client that may not pull, or of which that is not known.
+pub(super) fn access_refusal(error: &AccessError, route: &Route) -> Reply {
+    let name = route.name();
+    let registry = &name.upstream;
+    match error {
+        AccessError::Refused { status: 403 } => {
+            let text = format!("{registry} does not let this user pull {}", name.repository);
+            error_reply(403, ErrorCode::Denied, &text)
+        }
+        AccessError::Refused { .. } => {
+            login(&format!("{registry} refuses the user or the password for {}", name.repository))
+        }
+        AccessError::NotFound { .. } => {
+            let text = format!("{registry} has no such content, or hides it from this user");
+            error_reply(404, unknown_code(&failure_of(route, CacheError::KnownMissing)), &text)
+        }
+        AccessError::TooManyGuesses { wait } => {
+            let text = "too many logins from this address were refused; wait a minute";
+            error_reply(429, ErrorCode::TooManyRequests, text)
+                .header("Retry-After", wait.as_secs().max(1).to_string())
+        }
+        AccessError::Unconfirmed(error @ CacheError::Refused { .. }) => {
+            reply(&failure_of(route, error.clone()))
+        }
+        AccessError::Unconfirmed(CacheError::Store(_)) => {
+            let text = "the cache cannot access its disk; see the log of larder";
+            error_reply(503, ErrorCode::Unavailable, text)
+        }
+        AccessError::Unconfirmed(error) => {
+            let text = format!(
+                "{registry} cannot be asked whether this user may pull {}, and has not allowed it recently \
+                 (accessOffline): {error}",
+                name.repository
+            );
+            error_reply(503, ErrorCode::Unavailable, &text)
+                .header("Retry-After", RETRY_AFTER_SECONDS.to_string())
+        }
+    }
+}
+
+fn failure_of(route: &Route, error: CacheError) -> Failure {
+    match route {
+        Route::Manifest { .. } => Failure::Manifest(error),
+        Route::Blob { .. } => Failure::Blob(error),
+        Route::List { question: ListQuestion::Tags { .. }, .. } => Failure::Tags(error),
+        Route::List { .. } => Failure::Referrers(error),
+    }
 }
 
 /// The response if too many passwords are being checked.

@@ -45,6 +45,12 @@ impl<K: Eq + Hash, V> BoundedCache<K, V> {
         self.old.retain(|key, _| keep(key));
     }
 
+    /// As [`BoundedCache::retain`], by the values as well.
+    pub(super) fn retain_entries(&mut self, keep: impl Fn(&K, &V) -> bool) {
+        self.young.retain(|key, value| keep(key, value));
+        self.old.retain(|key, value| keep(key, value));
+    }
+
     pub(super) fn clear(&mut self) {
         self.young.clear();
         self.old.clear();

@@ -14,7 +14,7 @@ use super::negative::{Asked, NegativeCache};
 use super::redirects::Redirects;
 use super::scheduler::{Class, Purpose, Scheduler};
 use super::uploads::BucketStatus;
-use super::{CacheError, Clock, How, PATIENCE, Settings, lock, uploads};
+use super::{CacheError, Clock, How, PATIENCE, Settings, access, lock, uploads};
 use crate::client_address::ClientAddress;
 use crate::events::Events;
 use crate::flight::{Follower, Joined, Leader};
@@ -185,7 +185,10 @@ impl Core {
     pub(super) fn source(&self, upstream: &Upstream) -> Result<Arc<dyn Source>, CacheError> {
         let source = match self.is_offline() {
             true => self.sources.bucket(upstream).ok_or(CacheError::NotCached)?,
-            false => self.sources.source(upstream)?,
+            false => match access::source(upstream) {
+                Some(of_client) => of_client?,
+                None => self.sources.source(upstream)?,
+            },
         };
         Ok(Arc::new(CountedSource::new(source, upstream.clone(), Arc::clone(&self.metrics))))
     }
@@ -206,6 +209,19 @@ impl Core {
         }
         let class = Class::of(&name.upstream, self.sources.standing(&name.upstream)?);
         Ok(Purpose { class, name: name.clone(), client })
+    }
+
+    /// As [`Core::purpose`], for work that begins with a search of the disk and need not contact the registry.
+    ///
+    /// # Errors
+    /// [`CacheError`] if the rules exclude the repository.
+    pub(super) fn purpose_of_search(
+        &self,
+        name: &ImageName,
+        client: Option<ClientAddress>,
+    ) -> Result<Purpose, CacheError> {
+        self.stop_if_refused(name)?;
+        Ok(Purpose { class: self.class_of(&name.upstream), name: name.clone(), client })
     }
 
     /// Queues a flight that this request started for a metadata fetcher. It is dropped if all of its followers leave

@@ -12,7 +12,7 @@ use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::upstream::{
     BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Source, UpstreamError,
-    UpstreamErrorKind,
+    UpstreamErrorKind, Wanted,
 };
 
 /// A source whose requests are counted.
@@ -82,6 +82,10 @@ impl Source for CountedSource {
         tag: &Tag,
     ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
         self.count(self.source.head(repository, tag))
+    }
+
+    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+        self.count(self.source.ask_to_pull(repository, wanted))
     }
 
     fn manifest(

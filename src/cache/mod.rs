@@ -15,6 +15,7 @@
 //! * **Store, flight, store again**: a leader checks the store again before it works, since the previous flight may have
 //!   finished between the lookup and the join (see [`crate::flight`]).
 
+mod access;
 mod blobs;
 mod bounded;
 mod bucket_copy;
@@ -28,6 +29,7 @@ mod event_sources;
 mod eviction;
 mod freshness;
 mod how;
+mod job_context;
 mod lists;
 mod maintenance;
 mod manifests;
@@ -52,9 +54,13 @@ use crate::oci::{Digest, ImageName, Platform, Platforms, Reference, Tag, TagReco
 use crate::store::{Access, Store};
 use crate::upstream::Sources;
 
+pub use access::{
+    AccessError, AccessLookup, AccessPolicy, AccessWait, BlobAccess, Login, Pass, PullAccess,
+    RegistryAccess,
+};
 pub use blobs::{
     AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, GrowingFile, Incoming,
-    PassThrough, Purpose, RetryPolicy, SizeSource,
+    LinkLookup, LinkWait, PassThrough, Purpose, RetryPolicy, SizeSource,
 };
 pub use bucket_copy::{CopyError, CopySummary, copy_from_bucket, copy_to_bucket};
 pub use bucket_sweep::{
@@ -85,9 +91,10 @@ pub use crate::store::{
 };
 pub use crate::upstream::{
     BreakerState, EndpointCheck, EndpointKind, EndpointStatus, ManifestHead, PeerStatus,
-    UpstreamStatus,
+    UpstreamStatus, Wanted,
 };
 
+use access::AccessService;
 use blobs::BlobCache;
 use completion::Completions;
 use core::Core;
@@ -126,6 +133,8 @@ pub struct Settings {
     pub maintenance: Maintenance,
     /// Which repositories are served.
     pub rules: RepositoryRules,
+    /// Who may pull what.
+    pub access: AccessPolicy,
     /// Forbids requests to registries.
     pub air_gapped: bool,
     /// The number of fetchers for blobs.
@@ -149,6 +158,7 @@ impl Default for Settings {
             prefetch: Prefetch::default(),
             maintenance: Maintenance::default(),
             rules: RepositoryRules::default(),
+            access: AccessPolicy::default(),
             air_gapped: false,
             blob_fetchers: 32,
             connections: ConnectionPolicy::default(),
@@ -167,11 +177,14 @@ pub struct Cache {
     services: Arc<Services>,
     /// The client whose share of the fetchers its requests count against; `None` for Larder's own requests.
     client: Option<ClientAddress>,
+    /// The login with which content is fetched for it.
+    pass: Option<Pass>,
 }
 
 /// One service for each kind of content, and the services for all kinds. Each uses only those above it.
 struct Services {
     core: Arc<Core>,
+    access: Arc<AccessService>,
     manifests: Arc<ManifestCache>,
     eviction: Arc<EvictionService>,
     blobs: Arc<BlobCache>,
@@ -186,6 +199,7 @@ impl Cache {
     /// A cache over a store and registries. Starts the fetchers; makes no request.
     pub fn new(store: Store, sources: Arc<dyn Sources>, settings: Settings, clock: Clock) -> Cache {
         let core = Arc::new(Core::new(store, sources, settings, clock));
+        let access = Arc::new(AccessService::new(Arc::clone(&core)));
         let manifests = Arc::new(ManifestCache::new(Arc::clone(&core)));
         let eviction = Arc::new(EvictionService::new(Arc::clone(&core), Arc::clone(&manifests)));
         let blobs = Arc::new(BlobCache::new(
@@ -208,6 +222,7 @@ impl Cache {
         ));
         let services = Services {
             core,
+            access,
             manifests,
             eviction,
             blobs,
@@ -216,12 +231,21 @@ impl Cache {
             completions,
             creation_times: CreationTimes::default(),
         };
-        Cache { services: Arc::new(services), client: None }
+        Cache { services: Arc::new(services), client: None, pass: None }
     }
 
     /// The same cache, whose fetches count against the share of this client.
     pub fn for_client(&self, client: ClientAddress) -> Cache {
-        Cache { services: Arc::clone(&self.services), client: Some(client) }
+        Cache { client: Some(client), ..self.clone() }
+    }
+
+    /// The same cache, which fetches content with this login.
+    pub fn with_pass(&self, pass: Option<Pass>) -> Cache {
+        Cache { pass, ..self.clone() }
+    }
+
+    fn as_client<T>(&self, work: impl FnOnce() -> T) -> T {
+        access::enter(self.pass.clone(), work)
     }
 
     /// The blob of a digest. Does not wait for anything but the local disk.
@@ -235,7 +259,7 @@ impl Cache {
         purpose: Purpose,
     ) -> Result<BlobLookup, CacheError> {
         self.core().stop_if_refused(name)?;
-        self.services.blobs.find(name, digest, purpose, self.client)
+        self.as_client(|| self.services.blobs.find(name, digest, purpose, self.client))
     }
 
     /// Passes a blob through to one client without storing it, after a flight that failed because of the disk, and
@@ -247,7 +271,45 @@ impl Cache {
         size_hint: Option<u64>,
         already_sent: Option<AlreadySent>,
     ) -> PassThrough {
-        self.services.blobs.pass_through(name, digest, size_hint, already_sent, self.client)
+        let blobs = &self.services.blobs;
+        self.as_client(|| blobs.pass_through(name, digest, size_hint, already_sent, self.client))
+    }
+
+    /// Whether a repository contains a blob, so that it may be served there. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that it does not, or if that cannot be found out.
+    pub fn link(&self, name: &ImageName, digest: &Digest) -> Result<LinkLookup, CacheError> {
+        self.core().stop_if_refused(name)?;
+        self.as_client(|| self.services.blobs.link(name, digest, self.client))
+    }
+
+    /// Who decides which clients may pull a repository.
+    pub fn access(&self, name: &ImageName) -> PullAccess {
+        let settings = self.core().settings();
+        match settings.rules.is_own(name) {
+            true => PullAccess::Server,
+            false => settings.access.of(name),
+        }
+    }
+
+    /// Whether the registry decides about any repository.
+    pub fn has_client_access(&self) -> bool {
+        self.core().settings().access.has_clients()
+    }
+
+    /// Whether a login may pull `wanted` from a repository, according to its registry. Does not wait for anything but the
+    /// local disk.
+    ///
+    /// # Errors
+    /// [`AccessError`] if it is known that it may not.
+    pub fn check_login(
+        &self,
+        name: &ImageName,
+        login: &Login,
+        wanted: Wanted,
+    ) -> Result<AccessLookup, AccessError> {
+        self.services.access.check(name, login, wanted, self.client)
     }
 
     /// The manifest of a tag or a digest. Does not wait for anything but the local disk.
@@ -260,7 +322,7 @@ impl Cache {
         reference: &Reference,
     ) -> Result<ManifestLookup, CacheError> {
         self.core().stop_if_refused(name)?;
-        self.services.manifests.find(name, reference, self.client)
+        self.as_client(|| self.services.manifests.find(name, reference, self.client))
     }
 
     /// The answer to HEAD of a manifest. Does not wait for anything but the local disk.
@@ -273,7 +335,7 @@ impl Cache {
         reference: &Reference,
     ) -> Result<HeadLookup, CacheError> {
         self.core().stop_if_refused(name)?;
-        self.services.manifests.head(name, reference, self.client)
+        self.as_client(|| self.services.manifests.head(name, reference, self.client))
     }
 
     /// A list. Does not wait for anything but the local disk, of which it reads one small file.
@@ -282,7 +344,7 @@ impl Cache {
     /// [`CacheError`] if it is known that the list is not available.
     pub fn list(&self, name: &ImageName, question: ListQuestion) -> Result<ListLookup, CacheError> {
         self.core().stop_if_refused(name)?;
-        self.services.lists.find(name, question, self.client)
+        self.as_client(|| self.services.lists.find(name, question, self.client))
     }
 
     /// Waits until the manifests and tags are on the disk that were fetched of a repository, or of any: clients receive
@@ -293,7 +355,7 @@ impl Cache {
 
     /// Completes an image whose manifest was served, in the background.
     pub fn complete_later(&self, name: &ImageName, digest: &Digest) {
-        self.services.completions.pulled(name, digest, self.client);
+        self.as_client(|| self.services.completions.pulled(name, digest, self.client));
     }
 
     /// A client has checked an image with HEAD and received this digest: see [`PrefetchOnHead`]. `is_node` states
@@ -307,7 +369,9 @@ impl Cache {
         platform: Option<Platform>,
     ) {
         let completions = &self.services.completions;
-        completions.checked(name, reference, digest, is_node, platform, self.client);
+        self.as_client(|| {
+            completions.checked(name, reference, digest, is_node, platform, self.client);
+        });
     }
 
     /// Fetches the images that are due to be completed, in the background, as the [`CompletionThread`] does.
@@ -368,6 +432,9 @@ impl Cache {
         if before.freshness != settings.freshness {
             self.services.manifests.forget_hot();
         }
+        if before.access != settings.access {
+            self.services.access.forget();
+        }
         if before.prefetch != settings.prefetch {
             self.services.prefetcher.restart();
         }
@@ -378,6 +445,7 @@ impl Cache {
         self.core().negative.forget(upstreams);
         self.services.manifests.forget_heads(|name| !upstreams.contains(&name.upstream));
         self.services.blobs.forget_wrong(upstreams);
+        self.services.access.forget();
     }
 
     /// The store.
@@ -390,9 +458,10 @@ impl Cache {
         self.core().now()
     }
 
-    /// Checks whether `larder offline` was used since the last check.
-    pub fn check_offline_switch(&self) {
+    /// Checks whether `larder offline` and `larder access forget` were used since the last check.
+    pub fn check_switches(&self) {
         self.core().check_offline_switch();
+        self.services.access.tick();
     }
 
     /// Whether requests to registries are forbidden, for whatever reason.

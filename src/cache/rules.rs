@@ -18,6 +18,11 @@ pub struct RepositoryRules {
 }
 
 impl RepositoryRules {
+    /// Whether the repository is that of this server's own image.
+    pub(super) fn is_own(&self, name: &ImageName) -> bool {
+        self.own.as_ref().is_some_and(|own| own.name == *name)
+    }
+
     /// Checks a repository.
     ///
     /// # Errors
@@ -26,7 +31,7 @@ impl RepositoryRules {
         if self.allow.is_empty() && self.deny.is_empty() {
             return Ok(());
         }
-        if self.own.as_ref().is_some_and(|own| own.name == *name) {
+        if self.is_own(name) {
             return Ok(());
         }
         let refused = |rule| Err(CacheError::Refused { name: name.clone().into(), rule });

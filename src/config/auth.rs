@@ -22,6 +22,12 @@ const EXPIRY_MIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Prefix(RepositoryPrefix);
 
+impl Prefix {
+    pub(super) fn prefix(&self) -> &RepositoryPrefix {
+        &self.0
+    }
+}
+
 impl FromStr for Prefix {
     type Err = ParseValueError;
 
@@ -133,8 +139,9 @@ pub(super) fn credentials(
         if parts.iter().any(|(before, _)| *before == prefix) {
             return Err(format!("repositories: the prefix {prefix} is given twice: keep one"));
         }
-        let auth = one(&part.auth, upstream)
-            .map_err(|reason| format!("repositories: {prefix}: {reason}"))?;
+        let Some(auth) = &part.auth else { continue };
+        let auth =
+            one(auth, upstream).map_err(|reason| format!("repositories: {prefix}: {reason}"))?;
         parts.push((prefix, auth));
     }
     Ok(match parts.is_empty() {

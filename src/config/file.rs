@@ -42,6 +42,7 @@ pub(super) const SHARED_BY_PEERS: &[&str] = &[
     "airGapped",
     "allow",
     "alwaysPullLatest",
+    "blobs",
     "deny",
     "onUpstreamDelete",
     "parents",
@@ -104,6 +105,15 @@ section! {
         AtOnce "allow" allow: Vec<Text<NamePattern>> = vec![], default "all";
         /// Do not serve the repositories that one of these covers, whatever `allow` says: as `allow`.
         AtOnce "deny" deny: Vec<Text<NamePattern>> = vec![], default "none";
+        /// Where `access` is `client`: how long a registry's permission for a login and a repository is used before the
+        /// registry is asked again. See [Private images](private-images.md).
+        AtOnce "accessTtl" access_ttl: Text<Span> = span(cache::AccessPolicy::default().ttl);
+        /// Where `access` is `client`: how long such a permission is used while the registry cannot be asked, also after a
+        /// restart. `0`: not at all.
+        AtOnce "accessOffline" access_offline: Text<Span> = span(cache::AccessPolicy::default().offline);
+        /// `linked`: cached blobs are served only in repositories that contain them, according to a cached manifest or to
+        /// the registry. `any`: in every repository, except where `access` is `client`.
+        AtOnce "blobs" blobs: BlobsName = BlobsName::Linked;
         /// Never contact a registry: what is not cached is 404.
         AtOnce "airGapped" air_gapped: bool = false, flag "--air-gapped";
         /// Check with the registry on every pull of a tag named `latest`, whatever `tagTtl` says.
@@ -283,9 +293,12 @@ section! {
         /// Other names for the registry in paths and in `?ns=`, for registries whose name has a port; also in commands
         /// (`larder load hub/library/alpine`) and in the management API.
         "aliases" aliases: Vec<String> = vec![];
+        /// Who decides which clients may pull: `server`, that is everyone who may use this server; or `client`: the registry,
+        /// with the credentials of each client. See [Private images](private-images.md).
+        "access" access: AccessName = AccessName::Server;
         /// Credentials. See [Credentials](#credentials).
         "auth" auth: Option<AuthEntry> = None;
-        /// Other credentials for parts of the registry.
+        /// Other credentials or another `access` for parts of the registry.
         "repositories" repositories: Vec<RepositoriesEntry> = vec![];
         /// TLS to the registry.
         "tls" tls: Option<TlsEntry> = None;
@@ -345,7 +358,9 @@ section! {
         /// The part: `team-a` covers `team-a` and `team-a/x`, but not `team-ab`. The longest match wins.
         "prefix" prefix: Text<Prefix>;
         /// As `auth` of the registry.
-        "auth" auth: AuthEntry;
+        "auth" auth: Option<AuthEntry> = None, default "the registry's";
+        /// As `access` of the registry.
+        "access" access: Option<AccessName> = None, default "the registry's";
     }
 }
 
@@ -407,6 +422,10 @@ names! {
     OnHead { Runtimes, Always, Never }
     /// `drain`.
     DrainName { Refuse, Serve, Handover }
+    /// `registries[].access`.
+    AccessName { Server, Client }
+    /// `blobs`.
+    BlobsName { Linked, Any }
     /// `registries[].scheme`.
     SchemeName { Http, Https }
     /// `registries[].endpoints[].kind`.

@@ -17,6 +17,7 @@
 //!
 //! So a new key needs its declaration, the line that passes it on in step 3, and a test of what it does.
 
+mod access;
 mod auth;
 mod aws;
 mod clients;
@@ -287,6 +288,7 @@ fn cache_settings(file: &File) -> Result<cache::Settings, ConfigError> {
             deny: file.deny.iter().map(|rule| rule.0.clone()).collect(),
             own: None,
         },
+        access: access::policy(file)?,
         air_gapped: file.air_gapped,
         minimum_rate: file.minimum_rate.0.0,
         blob_fetchers: count(file.max_downloads),

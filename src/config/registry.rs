@@ -39,8 +39,8 @@ pub(super) fn move_to_endpoints(entry: &mut RegistryEntry) -> Result<(), ConfigE
             Ok(())
         }
         several => {
-            let is_ambiguous =
-                entry.auth.is_some() || entry.tls.is_some() || !entry.repositories.is_empty();
+            let has_auth = entry.repositories.iter().any(|part| part.auth.is_some());
+            let is_ambiguous = entry.auth.is_some() || entry.tls.is_some() || has_auth;
             let twice = (1..several.len())
                 .find(|at| several[..*at].iter().any(|before| before.0.url == several[*at].0.url));
             match twice {
@@ -63,7 +63,8 @@ pub(super) fn move_to_endpoints(entry: &mut RegistryEntry) -> Result<(), ConfigE
 pub(super) fn set_expiries(endpoints: &mut [EndpointEntry]) {
     for EndpointEntry(each) in endpoints {
         each.auth.iter_mut().for_each(auth::set_expiry);
-        each.repositories.iter_mut().for_each(|part| auth::set_expiry(&mut part.auth));
+        let parts = each.repositories.iter_mut();
+        parts.flat_map(|part| &mut part.auth).for_each(auth::set_expiry);
     }
 }
 

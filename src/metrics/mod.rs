@@ -67,6 +67,7 @@ pub struct Metrics {
     received_bytes: Family<From, Counter>,
     completions: Family<Outcome, Counter>,
     uploads: Family<Outcome, Counter>,
+    access_checks: Family<Upstream, Counter>,
     /// Bytes sent to the bucket.
     pub uploaded_bytes: Counter,
     /// Clients that were redirected to the bucket.
@@ -132,6 +133,30 @@ pub(super) struct From {
     pub(super) from: &'static str,
 }
 
+/// The outcome of a check of a client's login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessCheck {
+    /// The registry lets it pull.
+    Granted,
+    /// The registry does not.
+    Refused,
+    /// The registry cannot be asked, and has confirmed the login before.
+    Remembered,
+    /// The registry cannot be asked, and has not.
+    Unknown,
+}
+
+impl AccessCheck {
+    fn as_str(self) -> &'static str {
+        match self {
+            AccessCheck::Granted => "granted",
+            AccessCheck::Refused => "refused",
+            AccessCheck::Remembered => "remembered",
+            AccessCheck::Unknown => "unknown",
+        }
+    }
+}
+
 /// Why images were removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
@@ -179,6 +204,7 @@ impl Default for Metrics {
             received_bytes: Family::default(),
             completions: Family::default(),
             uploads: Family::default(),
+            access_checks: Family::default(),
             uploaded_bytes: Counter::default(),
             redirected: Counter::default(),
             redirected_bytes: Counter::default(),
@@ -257,6 +283,12 @@ impl Metrics {
     /// Counts an object that was to be uploaded to the bucket.
     pub fn uploaded(&self, outcome: &'static str) {
         self.uploads.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// Counts a check of a client's login with its registry.
+    pub fn checked_access(&self, registry: &str, check: AccessCheck) {
+        let (registry, outcome) = (self.label(registry), check.as_str());
+        self.access_checks.get_or_create(&Upstream { registry, outcome }).inc();
     }
 
     /// Counts removed images and the freed bytes.
@@ -381,6 +413,8 @@ impl Metrics {
         to.register("not_cached", help, self.not_cached.clone());
         let help = "Images that nodes checked with HEAD, by what became of them";
         to.register("head_completions", help, self.completions.clone());
+        let help = "Checks of clients' logins with registries, by outcome";
+        to.register("access_checks", help, self.access_checks.clone());
         to.register("uploads", "Objects for the bucket, by outcome", self.uploads.clone());
         let help = "Bytes uploaded to the bucket";
         to.register("uploaded_bytes", help, self.uploaded_bytes.clone());

@@ -11,6 +11,7 @@ mod error_code;
 pub(crate) mod fuzzing;
 mod image_config;
 mod image_details;
+mod keyed_hash;
 mod manifest;
 mod manifest_wire;
 mod media_type;
@@ -29,6 +30,7 @@ pub use digest::{Algorithm, Digest, DigestError, Verifier};
 pub use error_code::ErrorCode;
 pub use image_config::ImageConfig;
 pub use image_details::ImageDetails;
+pub use keyed_hash::KeyedHash;
 pub use manifest::{
     DESCRIPTORS_MAX, Descriptor, MANIFEST_BYTES_MAX, Manifest, ManifestError, ManifestKind,
 };

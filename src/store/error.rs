@@ -77,6 +77,11 @@ impl StoreError {
         StoreError::IncompleteScan { source: io::Error::other(why) }
     }
 
+    /// The system has no random bytes.
+    pub fn random(source: io::Error) -> StoreError {
+        StoreError::read(Path::new("/dev/urandom"), source)
+    }
+
     pub(super) fn read(path: &Path, source: io::Error) -> StoreError {
         StoreError::Read { path: path.to_owned(), source }
     }

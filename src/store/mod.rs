@@ -21,6 +21,7 @@
 //! <root>/pins-synced                                the images that `sync` keeps present
 //! <root>/usage/summary.json, images.jsonl           results of the last usage walk, for immediate use
 //! <root>/usage/incomplete.json                      images that the server has not completed, and why
+//! <root>/access/secret, forgotten, <hash>.json      who may pull from registries that decide it (mode 0700)
 //! <root>/usage/sync.json                            when each entry of `sync` last ran
 //! ```
 //!
@@ -69,6 +70,7 @@ pub use content::{
     Ingest, IngestError, Partial, PartialFile, Verified, WatchedPartial, have_same_bytes,
 };
 pub use error::StoreError;
+pub use files::grants::{AccessSecret, GrantRecord, random_secret};
 pub use files::observer::StoreEvent;
 pub use files::outgoing::{OutgoingContent, OutgoingEntry, OutgoingFile, OutgoingKind};
 pub use files::record::Access;

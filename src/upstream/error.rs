@@ -202,6 +202,18 @@ impl UpstreamError {
         !(self.is_about_the_registry() || self.is_rate_limit() || is_slow || self.is_no_space())
     }
 
+    /// Whether the registry does not support the request.
+    pub(super) fn is_unsupported(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Unsupported)
+    }
+
+    /// Whether the registry, or its token service, refuses the credentials or the access.
+    pub fn is_denied(&self) -> bool {
+        let is_final =
+            matches!(self.kind, UpstreamErrorKind::Denied { .. } | UpstreamErrorKind::Hidden);
+        is_final && !self.is_elsewhere
+    }
+
     /// Whether the response did not fit on this machine, so that another endpoint cannot help.
     pub(super) fn is_no_space(&self) -> bool {
         matches!(self.kind, UpstreamErrorKind::NoSpace)

@@ -98,6 +98,25 @@ pub trait Sources: Send + Sync {
         None
     }
 
+    /// The source of a registry's content with the login of a client, which only the registry itself receives. It knows
+    /// nothing of earlier requests, except whether the registry answers.
+    ///
+    /// # Errors
+    /// [`UpstreamErrorKind::NotAllowed`] if the registry is not listed.
+    fn source_for(
+        &self,
+        upstream: &Upstream,
+        _login: Credentials,
+    ) -> Result<Arc<dyn Source>, UpstreamError> {
+        let reason = "it is not listed".into();
+        Err(UpstreamError::new(upstream.as_str(), UpstreamErrorKind::NotAllowed { reason }))
+    }
+
+    /// Whether the configuration has credentials for a repository.
+    fn has_credentials(&self, _name: &ImageName) -> bool {
+        true
+    }
+
     /// Tries everything that a pull needs: see [`Registries::check`].
     ///
     /// # Errors
@@ -129,6 +148,17 @@ pub enum Standing {
     Unlisted,
     /// It is not in the configuration and has never returned content.
     Unproven,
+}
+
+/// What a client wants to pull.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// A manifest.
+    Manifest(Reference),
+    /// A blob.
+    Blob(Digest),
+    /// A list of tags or referrers.
+    Lists,
 }
 
 /// One registry, as the cache sees it. All calls block, for a bounded time.
@@ -174,6 +204,14 @@ pub trait Source: Send + Sync {
     ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
         Ok(None)
     }
+
+    /// Whether the registry lets `wanted` be pulled from a repository. Neither peers nor the bucket are asked: what they
+    /// have does not depend on the repository.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]: [`UpstreamError::is_denied`] and [`UpstreamError::is_not_found`] are refusals; with other errors
+    /// it is not known.
+    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError>;
 
     /// The manifest, verified against the requested digest, or for a tag against the digest that the registry reports,
     /// and when that was confirmed. Its bytes are written to `sink`.

@@ -52,6 +52,8 @@ mod completeness;
 mod hostile_documents;
 // HTTP as registries and object stores use it.
 mod framing;
+// Repositories whose registry decides who may pull.
+mod private_images;
 // Chains and loops of Larders.
 mod loops;
 // Tag lists.

@@ -12,12 +12,12 @@ use super::BlobCache;
 use super::download::CHUNK_BYTES;
 use super::growth::ConnectionPolicy;
 use super::transfer::{Next, Part, Transfer};
+use crate::cache::job_context::JobContext;
 use crate::cache::scheduler::{Class, Reserved};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::units::duration;
 use crate::upstream::{BlobAsk, EndpointFailures, Source, UpstreamError};
-use crate::via;
 
 /// How many registries are remembered that refuse additional connections.
 pub(super) const REFUSING_REMEMBERED: usize = 1024;
@@ -82,8 +82,8 @@ impl Additional {
                 is_failed: false,
                 _fetcher: fetcher,
             };
-            let chain = via::current();
-            let run = move || chain.enter(|| connection.run());
+            let context = JobContext::current();
+            let run = move || context.enter(|| connection.run());
             if let Err(error) = thread::Builder::new().name("blob part".into()).spawn(run) {
                 // The connection was dropped, so it counts as failed.
                 log::debug!("cannot start a thread for a connection: {error}");

@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 use super::incoming::{announce_stored, continue_from};
 use super::{BlobCache, BlobLeader, GrowingFile, Incoming, SizeSource, given_up};
 use crate::cache::CacheError;
+use crate::cache::job_context::JobContext;
 use crate::cache::poller::Poller;
 use crate::client_address::ClientAddress;
 use crate::oci::ImageName;
 use crate::store::{Blob, WatchedPartial};
-use crate::via::{self, Via};
 
 /// Without progress for this long, it is checked whether the partial still has a writer.
 const IDLE_AFTER: Duration = Duration::from_millis(200);
@@ -43,7 +43,7 @@ pub(super) struct Followed {
     written: (u64, u64),
     progressed: Instant,
     /// The Larders that the request has passed.
-    chain: Via,
+    context: JobContext,
 }
 
 impl BlobCache {
@@ -66,10 +66,10 @@ impl BlobCache {
             partial: None,
             written: (0, 0),
             progressed: Instant::now(),
-            chain: via::current(),
+            context: JobContext::current(),
         };
         let check = |cache: &Arc<BlobCache>, followed: Followed| {
-            followed.chain.clone().enter(|| cache.check(followed))
+            followed.context.clone().enter(|| cache.check(followed))
         };
         Poller::add(self, |cache| &cache.elsewhere, check, followed);
     }

@@ -10,6 +10,7 @@ mod elsewhere;
 mod fetch;
 mod growth;
 mod incoming;
+mod links;
 mod pass_through;
 mod progress_log;
 mod retry;
@@ -37,6 +38,7 @@ use crate::upstream::{BlobAsk, Source, Standing, UpstreamError};
 
 pub use growth::ConnectionPolicy;
 pub use incoming::{GrowingFile, Incoming, SizeSource};
+pub use links::{LinkLookup, LinkWait};
 pub use pass_through::{AlreadySent, PassThrough};
 pub use retry::RetryPolicy;
 pub use wait::BlobWait;
@@ -91,6 +93,9 @@ pub(super) struct BlobCache {
     eviction: Arc<EvictionService>,
     pub(super) flights: BlobFlights,
     size_flights: SizeFlights,
+    link_flights: links::LinkFlights,
+    /// Repositories that contain a blob according to their registry. Locked as the tables below.
+    links: Mutex<BoundedCache<(ImageName, Digest), ()>>,
     /// Sizes of blobs that this process verified. Locked for a lookup or an insertion only, as are the tables below.
     verified_sizes: Mutex<BoundedCache<Digest, u64>>,
     /// Blobs that had the wrong content, and the failures of each endpoint with them.
@@ -115,6 +120,8 @@ impl BlobCache {
             eviction,
             flights: Flights::new(),
             size_flights: Flights::new(),
+            link_flights: Flights::new(),
+            links: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             verified_sizes: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             wrong: Mutex::new(BoundedCache::new(WRONG_REMEMBERED)),
             refusing: Mutex::new(BoundedCache::new(REFUSING_REMEMBERED)),
@@ -344,6 +351,9 @@ impl BlobCache {
         let key = leader.key().clone();
         if let Err(error) = &result {
             error.log(&format!("{name}@{}", key.1));
+        }
+        if result.is_ok() {
+            self.remember_link(&name, &key.1);
         }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });

@@ -34,7 +34,7 @@ impl IndexWriter {
 fn run(cache: &Cache, stopped: &Receiver<()>) {
     let (mut pause, mut written) = (INDEX_INTERVAL, Instant::now());
     loop {
-        cache.check_offline_switch();
+        cache.check_switches();
         cache.record_registry_changes();
         cache.store().probe();
         let is_last = match stopped.recv_timeout(CHECK_INTERVAL) {

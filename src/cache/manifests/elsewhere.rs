@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use super::{ManifestCache, ManifestLeader};
 use crate::cache::CacheError;
+use crate::cache::job_context::JobContext;
 use crate::cache::poller::Poller;
 use crate::store::FetchLock;
-use crate::via::{self, Via};
 
 /// How long another process is awaited.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,7 +24,7 @@ pub(super) struct Awaited {
     leader: ManifestLeader,
     since: Instant,
     /// The Larders that the request has passed.
-    chain: Via,
+    context: JobContext,
 }
 
 impl Awaited {
@@ -37,11 +37,11 @@ impl Awaited {
 impl ManifestCache {
     /// The work of a manifest flight, on a fetcher: leads or awaits the request of all processes.
     pub(in crate::cache) fn fetch_manifest(self: &Arc<Self>, leader: ManifestLeader) {
-        let awaited = Awaited { leader, since: Instant::now(), chain: via::current() };
+        let awaited = Awaited { leader, since: Instant::now(), context: JobContext::current() };
         match awaited.lock(self) {
             Ok(None) => {
                 let check = |cache: &Arc<ManifestCache>, awaited: Awaited| {
-                    awaited.chain.clone().enter(|| cache.check(awaited))
+                    awaited.context.clone().enter(|| cache.check(awaited))
                 };
                 Poller::add(self, |cache| &cache.elsewhere, check, awaited);
             }
@@ -59,10 +59,10 @@ impl ManifestCache {
             return None;
         }
         let lock = awaited.lock(self).unwrap_or_default();
-        let Awaited { leader, since, chain } = awaited;
+        let Awaited { leader, since, context } = awaited;
         let leader = leader.abandon(CacheError::GivenUp)?;
         if lock.is_none() && since.elapsed() < PATIENCE {
-            return Some(Awaited { leader, since, chain });
+            return Some(Awaited { leader, since, context });
         }
         let flight = Arc::clone(leader.flight());
         // Without a client: it counts as one of Larder's own jobs, which come next.

@@ -34,11 +34,11 @@ use std::hash::Hash;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use super::job_context::JobContext;
 use crate::client_address::ClientAddress;
 use crate::oci::Upstream;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, thread};
-use crate::via;
 
 use queue::{Job, Queue, Run};
 
@@ -214,7 +214,7 @@ impl Scheduler {
             purpose,
             queued: Instant::now(),
             is_wanted: Box::new(is_wanted),
-            run: in_this_chain(run),
+            run: in_this_context(run),
         };
         let dropped = self.queue(job);
         // Dropped outside of the lock: a job's leader wakes its followers.
@@ -260,7 +260,7 @@ impl Scheduler {
         run: impl FnOnce() + Send + 'static,
     ) -> bool {
         let is_wanted = Box::new(|| true);
-        let job = Job { purpose, queued: Instant::now(), is_wanted, run: in_this_chain(run) };
+        let job = Job { purpose, queued: Instant::now(), is_wanted, run: in_this_context(run) };
         let refused = {
             let mut state = self.shared.lock();
             let queue = state.background(length);
@@ -382,10 +382,10 @@ impl Drop for Reserved {
     }
 }
 
-/// Runs a job in the same chain of Larders as the request that needs it.
-fn in_this_chain(run: impl FnOnce() + Send + 'static) -> Run {
-    let chain = via::current();
-    Box::new(move || chain.enter(run))
+/// Runs a job in the context of the request that needs it.
+fn in_this_context(run: impl FnOnce() + Send + 'static) -> Run {
+    let context = JobContext::current();
+    Box::new(move || context.enter(run))
 }
 
 /// What a fetcher does next.

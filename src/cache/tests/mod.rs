@@ -22,7 +22,7 @@ use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
 use crate::upstream::{
     BlobAsk, BlobBody, Confirmation, DocumentSink, EndpointKind, List, Source, Standing,
-    UpstreamError, UpstreamErrorKind,
+    UpstreamError, UpstreamErrorKind, Wanted,
 };
 
 /// The response bodies for a blob, in order.
@@ -164,6 +164,13 @@ impl Source for FakeSource {
                 Ok(Some((digest, Confirmation::default())))
             }
             None => Self::not_found(format!("HEAD {tag}")),
+        }
+    }
+
+    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+        match wanted {
+            Wanted::Blob(digest) => self.blob_size(repository, digest).map(drop),
+            wanted => self.call(format!("{wanted:?}")),
         }
     }
 

@@ -197,6 +197,26 @@ impl Layout {
         self.root.join("usage").join("sync.json")
     }
 
+    /// Which clients have been allowed to pull what.
+    pub(in crate::store) fn grants(&self) -> PathBuf {
+        self.root.join("access")
+    }
+
+    /// `key`: a keyed hash in hexadecimal.
+    pub(in crate::store) fn grant(&self, key: &str) -> PathBuf {
+        self.grants().join(key).with_extension("json")
+    }
+
+    /// The key of these hashes.
+    pub(in crate::store) fn access_secret(&self) -> PathBuf {
+        self.grants().join("secret")
+    }
+
+    /// Its modification time is when processes were last told to forget what they know of logins.
+    pub(in crate::store) fn grants_forgotten(&self) -> PathBuf {
+        self.grants().join("forgotten")
+    }
+
     /// Held by the process that runs entries of `sync`.
     pub(in crate::store) fn image_sync_lock(&self) -> PathBuf {
         self.incoming().join("image-sync.lock")

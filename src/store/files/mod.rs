@@ -4,6 +4,7 @@
 
 pub(super) mod directory_sync;
 pub(super) mod faults;
+pub(super) mod grants;
 pub(super) mod layout;
 pub(super) mod observer;
 pub(super) mod outgoing;

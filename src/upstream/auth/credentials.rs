@@ -17,6 +17,8 @@ use crate::oci::Repository;
 /// The default time for which a helper's answer is cached. Helpers do not report when their answers expire; those for
 /// clouds renew theirs well before this.
 const HELPER_EXPIRY: Duration = Duration::from_secs(10 * 60);
+/// The user name that marks a password as an identity token.
+pub(in crate::upstream) const IDENTITY_TOKEN_USER: &str = "<token>";
 /// The prefix of helper programs.
 const HELPER_PREFIX: &str = "docker-credential-";
 /// The default timeout of a helper. Some contact a cloud or a password store over the network.
@@ -65,6 +67,8 @@ pub enum Credentials {
     },
     /// `token.static`: a bearer token that is sent unchanged.
     Bearer(Secret),
+    /// An identity token of a client, which only a token service accepts.
+    IdentityToken(Secret),
     /// `dockerConfig`: a `config.json` of `docker login` or a Kubernetes pull secret, which is read for each login.
     DockerConfig {
         /// The file.
@@ -84,6 +88,29 @@ pub enum Credentials {
 }
 
 impl Credentials {
+    /// The credentials that a client presents. With the user `<token>`, or none, the password is an identity token, as in
+    /// the credentials of Docker and of containerd.
+    pub fn of_client(user: &str, password: &str) -> Credentials {
+        let password = Secret::new(password);
+        match user {
+            "" | IDENTITY_TOKEN_USER => Credentials::IdentityToken(password),
+            user => Credentials::Password { user: user.to_owned(), password },
+        }
+    }
+
+    /// Whether they are for this repository, too; without, access is anonymous.
+    pub(in crate::upstream) fn cover(&self, repository: &Repository) -> bool {
+        match self {
+            Credentials::Anonymous => false,
+            Credentials::ByRepository { parts, otherwise } => {
+                let covering = parts.iter().filter(|(prefix, _)| prefix.covers(repository));
+                let longest = covering.max_by_key(|(prefix, _)| prefix.len());
+                longest.map_or(&**otherwise, |(_, credentials)| credentials).cover(repository)
+            }
+            _ => true,
+        }
+    }
+
     /// The files that are read for logins, with their configuration keys.
     pub fn files(&self) -> Vec<(&'static str, &Path)> {
         match self {
@@ -96,6 +123,7 @@ impl Credentials {
             Credentials::Anonymous
             | Credentials::Password { .. }
             | Credentials::Bearer(_)
+            | Credentials::IdentityToken(_)
             | Credentials::Helper(_)
             | Credentials::Ecr(_) => Vec::new(),
         }
@@ -174,13 +202,14 @@ pub struct RepositoryPrefix(Repository);
 impl RepositoryPrefix {
     /// Whether a repository is in this part. Only complete path components match: `team-a` covers `team-a/x` but not
     /// `team-ab`.
-    pub(in crate::upstream) fn covers(&self, repository: &Repository) -> bool {
+    pub fn covers(&self, repository: &Repository) -> bool {
         let rest = repository.as_str().strip_prefix(self.0.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// The length in bytes, for finding the longest match.
-    pub(in crate::upstream) fn len(&self) -> usize {
+    /// The length in bytes, for finding the longest match. Not zero.
+    #[expect(clippy::len_without_is_empty, reason = "a prefix is never empty")]
+    pub fn len(&self) -> usize {
         self.0.as_str().len()
     }
 }

@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use serde::Deserialize;
 
 use super::cached_login::Fetched;
-use super::credentials::{HelperSettings, Login, LoginError, Secret};
+use super::credentials::{HelperSettings, IDENTITY_TOKEN_USER, Login, LoginError, Secret};
 use crate::oci::Upstream;
 use crate::units::duration;
 
@@ -25,8 +25,6 @@ const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 const NOT_FOUND: &str = "credentials not found";
 /// How long that is cached: a user may be about to log in.
 const NOT_FOUND_KEPT: Duration = Duration::from_secs(60);
-/// The user name that marks the secret as an identity token.
-const TOKEN_USER: &str = "<token>";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -83,7 +81,7 @@ pub(super) fn parse(output: &[u8]) -> Option<Login> {
     let Answer { username, secret } = serde_json::from_slice(output).ok()?;
     match username.as_str() {
         _ if secret.is_empty() => None,
-        TOKEN_USER => Some(Login::Identity(Secret::new(secret))),
+        IDENTITY_TOKEN_USER => Some(Login::Identity(Secret::new(secret))),
         _ => Some(Login::Basic { user: username, password: Secret::new(secret) }),
     }
 }

@@ -206,6 +206,7 @@ impl Source {
             Credentials::Anonymous | Credentials::ByRepository { .. } => Source::Fixed(None),
             Credentials::Password { user, password } => fixed(Login::Basic { user, password }),
             Credentials::Bearer(token) => fixed(Login::Bearer(token)),
+            Credentials::IdentityToken(token) => fixed(Login::Identity(token)),
             Credentials::PasswordFile { user, path } => Source::PasswordFile { user, path },
             Credentials::DockerConfig { path } => {
                 Source::DockerConfig { path, helper: NamedHelper::default() }

@@ -13,9 +13,15 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 pub(in crate::upstream) struct Refusals {
     /// When, and for which repository. One entry is enough, since the warning is about the registry.
     logged: Mutex<Option<(Instant, Repository)>>,
+    is_silent: bool,
 }
 
 impl Refusals {
+    /// For credentials that are not those of the configuration: nothing is logged.
+    pub(in crate::upstream) fn silent() -> Refusals {
+        Refusals { is_silent: true, ..Refusals::default() }
+    }
+
     /// Logs a warning, unless one was logged within the last minute.
     pub(in crate::upstream) fn warn(
         &self,
@@ -23,7 +29,7 @@ impl Refusals {
         repository: &Repository,
         what: &str,
     ) {
-        if self.is_due(repository, Instant::now()) {
+        if !self.is_silent && self.is_due(repository, Instant::now()) {
             log::warn!("{upstream}: {what}");
         }
     }

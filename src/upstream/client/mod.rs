@@ -5,6 +5,7 @@ mod check;
 pub(crate) mod fuzzing;
 mod larder;
 mod list;
+mod permission;
 mod quota;
 mod registry;
 mod session;

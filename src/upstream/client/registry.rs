@@ -23,7 +23,7 @@ use crate::upstream::response::{
     copy_body, is_complete, is_web_page, range_of, text,
 };
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source, Wanted,
 };
 use crate::via;
 
@@ -105,6 +105,17 @@ impl Registry {
         Registry::acquainted(upstream, endpoint, timeouts, foreign, Arc::default())
     }
 
+    /// An endpoint with a client's login, whose refusal is not worth a line in the log.
+    pub(in crate::upstream) fn of_client(
+        upstream: &Upstream,
+        endpoint: &EndpointSettings,
+        timeouts: Timeouts,
+        foreign: Arc<ForeignAgents>,
+    ) -> Registry {
+        let registry = Registry::listed(upstream, endpoint, timeouts, foreign);
+        Registry { session: registry.session.with_silent_refusals(), ..registry }
+    }
+
     /// As [`Registry::listed`], with what is known about the Larder at the endpoint.
     pub(in crate::upstream) fn acquainted(
         upstream: &Upstream,
@@ -130,7 +141,7 @@ impl Registry {
         Registry { session, larder: None, timeouts }
     }
 
-    fn metadata<'a>(
+    pub(super) fn metadata<'a>(
         &self,
         method: Method,
         repository: &'a Repository,
@@ -154,7 +165,7 @@ impl Registry {
         }
     }
 
-    fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
+    pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let Some(larder) = &self.larder else { return self.session.ask(ask) };
         let _asking = larder.asking(&self.session, &ask.path)?;
         let answer = larder.chain().enter(|| self.session.ask(ask))?;
@@ -269,6 +280,10 @@ impl Source for Registry {
             }
             _ => None,
         })
+    }
+
+    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+        self.ask_whether(repository, wanted)
     }
 
     fn manifest(

@@ -17,11 +17,14 @@ use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::ProxySettings;
 use crate::upstream::object_store::{ObjectStore, ObjectStoreSettings};
 use crate::upstream::response::copy_body;
-use crate::upstream::{BlobAsk, BlobBody, Confirmation, DocumentSink, List, Origin, Source};
+use crate::upstream::{
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, Origin, Source, Wanted,
+};
 
 /// What only the registry itself knows, for messages.
 const TAGS: &str = "tags";
 const LISTS: &str = "lists";
+const PERMISSIONS: &str = "permissions";
 /// The largest record of a tag or manifest that is read from a bucket, in bytes.
 pub const RECORD_BYTES_MAX: u64 = 64 * 1024;
 
@@ -238,6 +241,10 @@ impl Source for BucketOrigin {
         _: &Tag,
     ) -> Result<Option<(Digest, Confirmation)>, UpstreamError> {
         Err(self.absent(TAGS))
+    }
+
+    fn ask_to_pull(&self, _: &Repository, _: &Wanted) -> Result<(), UpstreamError> {
+        Err(self.absent(PERMISSIONS))
     }
 
     fn manifest(

@@ -24,7 +24,7 @@ use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::upstream::client::{EndpointKind, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source, Wanted,
 };
 use crate::via;
 
@@ -40,6 +40,8 @@ pub(super) struct Failover {
     throttle: Option<Arc<Throttle>>,
     /// Whether it has ever returned content.
     has_answered: AtomicBool,
+    /// The endpoint that decides who may pull, if it has a client's login. Without one, all but the bucket are asked.
+    asked_to_pull: Option<usize>,
 }
 
 /// The status of a registry's endpoints.
@@ -95,8 +97,8 @@ impl Failover {
         let guarded = |registry| Arc::new(GuardedEndpoint::new(registry, policy));
         let endpoints = registries.into_iter().map(guarded).collect();
         let (others, peers, throttle) = (0, None, None);
-        let has_answered = AtomicBool::new(false);
-        Failover { upstream, endpoints, others, peers, throttle, has_answered }
+        let (has_answered, asked_to_pull) = (AtomicBool::new(false), None);
+        Failover { upstream, endpoints, others, peers, throttle, has_answered, asked_to_pull }
     }
 
     /// What the bucket has of a registry, and nothing else.
@@ -123,6 +125,25 @@ impl Failover {
     /// Asks these peers first.
     pub(super) fn with_peers(self, peers: Option<Arc<Peers>>) -> Failover {
         Failover { peers, ..self }
+    }
+
+    /// The same endpoints, except that a client's login is sent to the registry itself, which is the endpoint at `at` of its
+    /// own ones.
+    pub(super) fn with_login(&self, at: usize, itself: GuardedEndpoint) -> Failover {
+        let mut endpoints = self.endpoints.clone();
+        let place = self.others + at;
+        if let Some(endpoint) = endpoints.get_mut(place) {
+            *endpoint = Arc::new(itself);
+        }
+        Failover {
+            upstream: self.upstream.clone(),
+            endpoints,
+            others: self.others,
+            peers: self.peers.clone(),
+            throttle: self.throttle.clone(),
+            has_answered: AtomicBool::new(false),
+            asked_to_pull: Some(place),
+        }
     }
 
     /// The endpoints for some content: first those of the responsible peers, then its own. The positions do not depend on
@@ -330,6 +351,21 @@ impl Source for Failover {
     ) -> Result<Option<(ManifestHead, Confirmation)>, UpstreamError> {
         self.ask_for_current(&of_tag(repository, tag), self.rate_limits(), |registry| {
             registry.head(repository, tag)
+        })
+    }
+
+    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+        let may_be_asked = |at: usize| match self.asked_to_pull {
+            Some(itself) => at == itself,
+            None => !self.endpoints[at].is_bucket(),
+        };
+        let first = self.first_own();
+        let route = self.endpoints.iter().enumerate();
+        let route = route.map(|(at, each)| may_be_asked(at).then(|| Arc::clone(each)));
+        let route: Vec<_> = std::iter::repeat_n(None, first).chain(route).collect();
+        let order: Vec<usize> = (first..route.len()).collect();
+        self.ask_in(&route, &order, RateLimits::Ignore, |_, origin| {
+            origin.ask_to_pull(repository, wanted)
         })
     }
 

@@ -13,9 +13,10 @@ use super::guarded::{EndpointStatus, GuardedEndpoint, Health, RateLimits};
 use super::peers::{PeerSettings, PeerStatus, Peers};
 use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
 use crate::oci::{ImageName, Reference, Repository, Tag, TagRecord, Upstream};
-use crate::upstream::client::{EndpointCheck, EndpointSettings, Registry};
+use crate::upstream::auth::Credentials;
+use crate::upstream::client::{EndpointCheck, EndpointKind, EndpointSettings, Registry};
 use crate::upstream::network::{
-    ForeignAgents, Guard, LazyAgent, ProxySettings, Timeouts, TlsSettings, UnlistedPorts,
+    Endpoint, ForeignAgents, Guard, LazyAgent, ProxySettings, Timeouts, TlsSettings, UnlistedPorts,
 };
 use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
 
@@ -88,9 +89,28 @@ pub(super) struct Table {
 }
 
 /// A listed registry and its settings.
+#[derive(Clone)]
 struct Listed {
     settings: RegistrySettings,
     failover: Arc<Failover>,
+    /// The health of the registry itself, as requests with the logins of clients find it.
+    health_for_clients: Arc<Mutex<Health>>,
+}
+
+impl Listed {
+    /// The endpoint that is the registry itself, which clients have logins for: the one with its address, or else the last
+    /// one that is no Larder.
+    fn itself(&self) -> Option<usize> {
+        let endpoints = self.settings.endpoints.iter().enumerate();
+        let registries = endpoints.filter(|(_, each)| each.kind == EndpointKind::Registry);
+        let has_its_address = |each: &EndpointSettings| {
+            let scheme = each.endpoint.scheme;
+            each.endpoint.authority == Endpoint::of(&self.settings.upstream, scheme).authority
+        };
+        let mut candidates: Vec<(usize, &EndpointSettings)> = registries.collect();
+        candidates.sort_by_key(|(_, each)| has_its_address(each));
+        candidates.last().map(|(at, _)| *at)
+    }
 }
 
 /// The listed registries that a new configuration added, changed or removed.
@@ -210,7 +230,9 @@ impl Table {
             .with_rate_limit(settings.rate_limit)
             .with_peers(self.peers());
         let failover = Arc::new(failover);
-        self.listed.insert(settings.upstream.clone(), Listed { settings, failover });
+        let health_for_clients = Health::new(self.breaker);
+        let upstream = settings.upstream.clone();
+        self.listed.insert(upstream, Listed { settings, failover, health_for_clients });
     }
 
     /// The bucket as an endpoint of a registry.
@@ -283,8 +305,7 @@ impl Table {
         for entry in settings.registries {
             match self.listed.get(&entry.upstream) {
                 Some(before) if has_same_transport && before.settings == entry => {
-                    let failover = Arc::clone(&before.failover);
-                    new.listed.insert(entry.upstream.clone(), Listed { settings: entry, failover });
+                    new.listed.insert(entry.upstream, before.clone());
                     continue;
                 }
                 Some(_) => changes.changed.push(entry.upstream.clone()),
@@ -390,6 +411,35 @@ impl Sources for Registries {
         self.table().peers().map_or_else(Vec::new, |peers| peers.statuses(content))
     }
 
+    fn source_for(
+        &self,
+        upstream: &Upstream,
+        login: Credentials,
+    ) -> Result<Arc<dyn Source>, UpstreamError> {
+        let table = self.table();
+        let refuse = |reason: &str| {
+            let kind = UpstreamErrorKind::NotAllowed { reason: reason.into() };
+            UpstreamError::new(upstream.as_str(), kind)
+        };
+        let listed = table.listed.get(upstream).ok_or_else(|| refuse("it is not listed"))?;
+        let at = listed.itself().ok_or_else(|| refuse("it has no endpoint of kind registry"))?;
+        let endpoint =
+            EndpointSettings { credentials: login, ..listed.settings.endpoints[at].clone() };
+        let foreign = Arc::clone(&table.foreign);
+        let registry = Registry::of_client(upstream, &endpoint, table.timeouts, foreign);
+        let health = Arc::clone(&listed.health_for_clients);
+        let itself = GuardedEndpoint::with_health(Box::new(registry), health);
+        Ok(Arc::new(listed.failover.with_login(at, itself)))
+    }
+
+    fn has_credentials(&self, name: &ImageName) -> bool {
+        let table = self.table();
+        let listed = table.listed.get(&name.upstream);
+        listed
+            .and_then(|listed| listed.itself().map(|at| &listed.settings.endpoints[at]))
+            .is_some_and(|itself| itself.credentials.cover(&name.repository))
+    }
+
     fn check(
         &self,
         upstream: &Upstream,
@@ -413,7 +463,7 @@ impl Sources for Registries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::network::{Endpoint, Scheme};
+    use crate::upstream::network::Scheme;
 
     #[test]
     fn a_listed_registry_may_have_any_address_even_if_unlisted_ones_are_denied() {

@@ -291,7 +291,7 @@ impl Larder {
 
     /// Runs the check that the maintenance thread performs twice a second.
     pub fn check_offline_switch(&self) {
-        self.running().cache.check_offline_switch();
+        self.running().cache.check_switches();
     }
 
     /// The upstreams as in `/health?verbose`.

@@ -79,7 +79,7 @@ pub use registry::FakeRegistry;
 pub use response::{End, Head, Response};
 pub use script::script;
 pub use tls::{Authority, Identity, self_signed};
-pub use token::{TokenAnswer, TokenServer};
+pub use token::{Account, TokenAnswer, TokenServer};
 pub use wire::Recorded;
 
 /// How long to wait for an event before the test fails. Generous, because a busy machine must not fail a test; only

@@ -38,7 +38,7 @@ use super::image::{Image, Manifest, Publish};
 use super::port::Port;
 use super::server::{Shared, State, line};
 use super::tls::{self, Authority, ClientCertificate, Identity};
-use super::token::{Auth, TokenServer};
+use super::token::{Account, Auth, TokenServer};
 use super::wire::Recorded;
 use super::{Gate, PATIENCE, bytes, digest_of, lock};
 
@@ -282,6 +282,11 @@ impl FakeRegistry {
     /// Requires a user name and a password.
     pub fn require_basic(&self, user: &str, password: &str) {
         lock(&self.shared.state).auth = Auth::Basic(user.to_owned(), password.to_owned());
+    }
+
+    /// Requires one of these users. One that may not pull a repository gets `status` for it.
+    pub fn require_accounts(&self, accounts: &[Account], status: u16) {
+        lock(&self.shared.state).auth = Auth::Accounts(accounts.to_vec(), status);
     }
 
     /// Offers both schemes, but accepts Basic only.

@@ -53,6 +53,8 @@ pub struct TokenServer {
     expires_in: Option<Value>,
     redirect: Option<String>,
     user: Option<(String, String)>,
+    /// Several users, each with the repositories that they may pull.
+    accounts: Vec<Account>,
     refresh_token: Option<String>,
     /// The action that tag lists require; everything else requires `pull`.
     list_action: &'static str,
@@ -81,6 +83,7 @@ impl TokenServer {
             expires_in: None,
             redirect: None,
             user: None,
+            accounts: Vec::new(),
             refresh_token: None,
             list_action: "pull",
             other_scope_status: 401,
@@ -120,6 +123,13 @@ impl TokenServer {
     /// Requires this user name and password, sent as Basic.
     pub fn user(mut self, name: &str, password: &str) -> TokenServer {
         self.user = Some((name.to_owned(), password.to_owned()));
+        self
+    }
+
+    /// Requires one of these users. Tokens have the scopes of the repositories that the user may pull, and no others, as those
+    /// of real token services.
+    pub fn accounts(mut self, accounts: &[Account]) -> TokenServer {
+        self.accounts = accounts.to_vec();
         self
     }
 
@@ -207,6 +217,9 @@ impl TokenServer {
             Some((name, password)) if !shows_basic(request, name, password) => {
                 refuse(401, "wrong user name or password")
             }
+            None if !self.accounts.is_empty() && account(&self.accounts, request).is_none() => {
+                refuse(401, "wrong user name or password")
+            }
             _ => None,
         }
     }
@@ -219,6 +232,12 @@ impl TokenServer {
         let mut scopes = request.query_values("scope");
         let posted = form_value(request, "scope");
         scopes.extend(posted.iter().flat_map(|text| text.split(' ')).map(str::to_owned));
+        if let Some(account) = account(&self.accounts, request) {
+            let may = |scope: &String| {
+                scope.split(':').nth(1).is_some_and(|repository| account.may_pull(repository))
+            };
+            scopes.retain(may);
+        }
         book.valid.push((token.clone(), scopes));
         let key = match self.key {
             TokenKey::Token => "token",
@@ -288,6 +307,30 @@ impl TokenServer {
     }
 }
 
+/// A user of a registry.
+#[derive(Clone, Debug)]
+pub struct Account {
+    pub user: String,
+    pub password: String,
+    /// The repositories that the user may pull.
+    pub repositories: Vec<String>,
+}
+
+impl Account {
+    pub fn new(user: &str, password: &str, repositories: &[&str]) -> Account {
+        let repositories = repositories.iter().map(|name| (*name).to_owned()).collect();
+        Account { user: user.to_owned(), password: password.to_owned(), repositories }
+    }
+
+    fn may_pull(&self, repository: &str) -> bool {
+        self.repositories.iter().any(|each| each == repository)
+    }
+}
+
+fn account<'a>(accounts: &'a [Account], request: &Recorded) -> Option<&'a Account> {
+    accounts.iter().find(|each| shows_basic(request, &each.user, &each.password))
+}
+
 /// The authentication that a registry requires.
 #[derive(Clone, Default)]
 pub(super) enum Auth {
@@ -298,6 +341,8 @@ pub(super) enum Auth {
     Basic(String, String),
     /// Offers both. Tokens are issued but refused; the password is accepted.
     Both(TokenServer, String, String, String),
+    /// Basic, with several users. One that may not pull a repository gets this status for it.
+    Accounts(Vec<Account>, u16),
     /// Basic with the user `AWS` and this password. Any other gets 403, as if it had expired.
     Ecr(String),
 }
@@ -313,6 +358,16 @@ impl Auth {
                 let message = "Your authorization token has expired. Reauthenticate and try again.";
                 return Some(Answer::error(403, "DENIED", message));
             }
+            Auth::Accounts(accounts, status) => match account(accounts, request) {
+                Some(account) if repository.is_none_or(|name| account.may_pull(name)) => {
+                    return None;
+                }
+                Some(_) if *status == 404 => {
+                    return Some(Answer::error(404, "NAME_UNKNOWN", "hidden"));
+                }
+                Some(_) => return Some(Answer::error(*status, "DENIED", "not yours")),
+                None => "Basic realm=\"fake registry\"".to_owned(),
+            },
             Auth::Basic(..) | Auth::Ecr(_) => "Basic realm=\"fake registry\"".to_owned(),
             Auth::Bearer(tokens, _) if tokens.admits(request, repository) => return None,
             Auth::Bearer(tokens, _)

@@ -1,0 +1,149 @@
+//! Repositories whose registry decides which clients may pull: a request for one needs credentials, which the registry
+//! judges.
+//!
+//! Credentials reach the registry only from here. Those that are for a Larder never do: the passwords of `serverAuthConfig`,
+//! and the ones that Larders present to each other.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::route::{Addressing, Route};
+use super::{Handlers, login, status};
+use crate::cache::{AccessError, AccessLookup, AccessWait, Cache, Login, Pass, PullAccess, Wanted};
+use crate::http::{Context, Pending, Reply, Request, Step};
+use crate::oci::ImageName;
+use crate::users::Users;
+use crate::via;
+
+/// Clients that send credentials only if `GET /v2/` demands them: Docker with its own image store, and programs built with
+/// go-containerregistry, such as crane. They pull without credentials where none are needed. Others react to the response
+/// for an image; podman, skopeo and CRI-O to the challenge of a `GET /v2/` with any status.
+const ASK_FIRST: [&str; 2] = ["docker/", "go-containerregistry/"];
+
+/// Whether `GET /v2/` answers this client with 401, so that it sends its credentials for images.
+pub(super) fn must_challenge(request: &Request) -> bool {
+    let agent = request.header("user-agent").unwrap_or_default();
+    request.header("authorization").is_none()
+        && agent.split(' ').any(|word| ASK_FIRST.iter().any(|program| word.starts_with(program)))
+}
+
+/// A request for a repository whose registry decides.
+pub(super) struct Checked {
+    pub(super) route: Route,
+    pub(super) addressing: Addressing,
+}
+
+impl Handlers {
+    /// Whether the registry decides about a repository.
+    pub(super) fn registry_decides(&self, name: &ImageName) -> bool {
+        self.cache.access(name) == PullAccess::Client
+    }
+}
+
+/// Handles a request if the registry lets its client pull. `users` are the ones of this server.
+pub(super) fn answer(
+    handlers: &Arc<Handlers>,
+    users: Option<&Users>,
+    checked: Checked,
+    request: &Request,
+    context: &Context<'_>,
+) -> Step {
+    let name = checked.route.name();
+    let text = || format!("{} decides who may pull {}", name.upstream, name.repository);
+    let Some((user, password)) = request.header("authorization").and_then(login::credentials)
+    else {
+        let text = format!("{}: log in with a user and a password for it", text());
+        return Step::Reply(status::login(&text));
+    };
+    // A Larder presents credentials for this server, and a user of this server a password for it.
+    if via::current().is_from_peer() || users.is_some_and(|users| users.has(&user)) {
+        let text = format!("{}: these are credentials for this server", text());
+        return Step::Reply(status::login(&text));
+    }
+    let cache = handlers.cache.for_client(request.client_address());
+    let check = Check {
+        handlers: Arc::clone(handlers),
+        cache,
+        login: Login { user, password },
+        checked,
+        deadline: None,
+    };
+    check.start(request, context)
+}
+
+struct Check {
+    handlers: Arc<Handlers>,
+    cache: Cache,
+    login: Login,
+    checked: Checked,
+    /// Until when the client waits, once it does.
+    deadline: Option<Instant>,
+}
+
+impl Check {
+    fn start(self, request: &Request, context: &Context<'_>) -> Step {
+        let wanted = match &self.checked.route {
+            Route::Manifest { reference, .. } => Wanted::Manifest(reference.clone()),
+            Route::Blob { digest, .. } => Wanted::Blob(*digest),
+            Route::List { .. } => Wanted::Lists,
+        };
+        match self.cache.check_login(self.checked.route.name(), &self.login, wanted) {
+            Ok(AccessLookup::Granted(pass)) => self.admit(pass, request, context),
+            Ok(AccessLookup::Wait(wait)) => {
+                let deadline = self.deadline.unwrap_or_else(|| context.now() + wait.patience());
+                let check = Check { deadline: Some(deadline), ..self };
+                Box::new(Waiting { check, wait, deadline }).resume(request, context)
+            }
+            Err(error) => Step::Reply(self.refuse(&error)),
+        }
+    }
+
+    fn admit(self, pass: Option<Pass>, request: &Request, context: &Context<'_>) -> Step {
+        request.set_user(&self.login.user);
+        let cache = self.cache.with_pass(pass);
+        let Checked { route, addressing } = self.checked;
+        self.handlers.answer_content(cache, route, addressing, request, context)
+    }
+
+    fn refuse(&self, error: &AccessError) -> Reply {
+        let name = self.checked.route.name();
+        let reply = status::access_refusal(error, &self.checked.route);
+        let why = match error {
+            AccessError::Refused { .. } => "denied",
+            AccessError::NotFound { .. } => "not-found",
+            AccessError::TooManyGuesses { .. } => "too-many-guesses",
+            AccessError::Unconfirmed(_) => "unconfirmed",
+        };
+        reply.note("reason", why).note("upstream", name.upstream.as_str().to_owned())
+    }
+}
+
+/// A request that waits for the registry to judge its credentials.
+struct Waiting {
+    check: Check,
+    wait: AccessWait,
+    deadline: Instant,
+}
+
+impl Pending for Waiting {
+    fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
+        let Waiting { check, wait, deadline } = *self;
+        match wait.poll(context.waker()) {
+            Poll::Ready(Some(Ok(pass))) => check.admit(pass, request, context),
+            Poll::Ready(Some(Err(error))) => Step::Reply(check.refuse(&error)),
+            Poll::Ready(None) if context.now() < deadline => check.start(request, context),
+            Poll::Pending if context.now() < deadline => {
+                Step::Wait(Box::new(Waiting { check, wait, deadline }))
+            }
+            _ => {
+                let error = wait.give_up(context.waker());
+                Step::Reply(check.refuse(&error))
+            }
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        self.deadline
+    }
+}

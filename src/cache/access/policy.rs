@@ -1,0 +1,131 @@
+//! Who decides which clients may pull a repository. Pure.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::oci::{ImageName, Upstream};
+use crate::upstream::RepositoryPrefix;
+
+/// Who decides which clients may pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PullAccess {
+    /// This server: everyone who may use it.
+    #[default]
+    Server,
+    /// The registry, with the credentials of the client.
+    Client,
+}
+
+/// Which clients may pull what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessPolicy {
+    /// By registry. The others are open to everyone who may use this server.
+    pub by_upstream: HashMap<Upstream, RegistryAccess>,
+    /// How long a registry's permission is used before it is asked again.
+    pub ttl: Duration,
+    /// How long the registry's last permission is used while it cannot be asked.
+    pub offline: Duration,
+    /// In which repositories cached blobs are served.
+    pub blobs: BlobAccess,
+}
+
+/// Who decides about the repositories of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RegistryAccess {
+    /// For parts of the registry. The longest prefix that covers a repository counts.
+    pub parts: Vec<(RepositoryPrefix, PullAccess)>,
+    /// For all other repositories.
+    pub otherwise: PullAccess,
+}
+
+/// In which repositories cached blobs are served. For repositories whose registry decides who may pull, it is always
+/// [`BlobAccess::Linked`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BlobAccess {
+    /// In those that contain them, according to a cached manifest or the registry.
+    #[default]
+    Linked,
+    /// In all of them.
+    Any,
+}
+
+/// The default of `accessTtl`.
+const TTL: Duration = Duration::from_secs(10 * 60);
+/// The default of `accessOffline`.
+const OFFLINE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+impl Default for AccessPolicy {
+    fn default() -> AccessPolicy {
+        AccessPolicy {
+            by_upstream: HashMap::new(),
+            ttl: TTL,
+            offline: OFFLINE,
+            blobs: BlobAccess::default(),
+        }
+    }
+}
+
+impl AccessPolicy {
+    /// Who decides about a repository.
+    pub fn of(&self, name: &ImageName) -> PullAccess {
+        let Some(registry) = self.by_upstream.get(&name.upstream) else {
+            return PullAccess::Server;
+        };
+        let covering = registry.parts.iter().filter(|(prefix, _)| prefix.covers(&name.repository));
+        let longest = covering.max_by_key(|(prefix, _)| prefix.len());
+        longest.map_or(registry.otherwise, |(_, access)| *access)
+    }
+
+    /// Whether any registry decides.
+    pub fn has_clients(&self) -> bool {
+        let all = self.by_upstream.values();
+        all.flat_map(|registry| {
+            registry.parts.iter().map(|(_, access)| *access).chain([registry.otherwise])
+        })
+        .any(|access| access == PullAccess::Client)
+    }
+
+    /// In which repositories the blobs of this one are served.
+    pub fn blobs_of(&self, name: &ImageName) -> BlobAccess {
+        match self.of(name) {
+            PullAccess::Client => BlobAccess::Linked,
+            PullAccess::Server => self.blobs,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::PartReference;
+
+    #[test]
+    fn the_longest_prefix_decides_and_other_registries_are_open() {
+        let part = |prefix: &str, access| (prefix.parse().unwrap(), access);
+        let registry = RegistryAccess {
+            parts: vec![
+                part("team", PullAccess::Server),
+                part("team/secret", PullAccess::Client),
+                part("team/secret/docs", PullAccess::Server),
+            ],
+            otherwise: PullAccess::Client,
+        };
+        let by_upstream = [("quay.io".parse().unwrap(), registry)].into();
+        let policy =
+            AccessPolicy { by_upstream, blobs: BlobAccess::Any, ..AccessPolicy::default() };
+        for (text, access) in [
+            ("quay.io/other", PullAccess::Client),
+            ("quay.io/team/app", PullAccess::Server),
+            ("quay.io/team/secret", PullAccess::Client),
+            ("quay.io/team/secrets", PullAccess::Server),
+            ("quay.io/team/secret/docs/a", PullAccess::Server),
+            ("ghcr.io/team/secret", PullAccess::Server),
+        ] {
+            let name = PartReference::parse(text).unwrap().name;
+            assert_eq!(policy.of(&name), access, "{text}");
+            let linked = policy.blobs_of(&name) == BlobAccess::Linked;
+            assert_eq!(linked, access == PullAccess::Client, "{text}");
+        }
+        assert!(policy.has_clients() && !AccessPolicy::default().has_clients());
+    }
+}
