@@ -1,5 +1,6 @@
 //! The command line: the structures that `argh` parses, without behaviour.
 
+mod access;
 mod check;
 mod of_server;
 mod tags;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 
 use argh::{ArgsInfo, FromArgs};
 
+pub use access::{Access, AccessAction, AccessForget, AccessList};
 pub use check::Check;
 pub use of_server::{Peers, Sync, SyncAction, SyncNow};
 pub use tags::{Tags, TagsAccept, TagsAction, TagsList, TagsReject};
@@ -66,6 +68,8 @@ pub enum Command {
     Check(Check),
     /// List tags that have moved, and accept or reject moves.
     Tags(Tags),
+    /// List or forget what registries let users pull.
+    Access(Access),
     /// Turn offline mode on or off.
     Offline(Offline),
     /// Print the members of the group and their state.

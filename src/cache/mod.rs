@@ -49,7 +49,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::client_address::ClientAddress;
-use crate::metrics::{Metrics, Removal};
+use crate::metrics::Metrics;
 use crate::oci::{Digest, ImageName, Platform, Platforms, Reference, Tag, TagRecord, Upstream};
 use crate::store::{Access, Store};
 use crate::upstream::Sources;
@@ -239,15 +239,6 @@ impl Cache {
         Cache { client: Some(client), ..self.clone() }
     }
 
-    /// The same cache, which fetches content with this login.
-    pub fn with_pass(&self, pass: Option<Pass>) -> Cache {
-        Cache { pass, ..self.clone() }
-    }
-
-    fn as_client<T>(&self, work: impl FnOnce() -> T) -> T {
-        access::enter(self.pass.clone(), work)
-    }
-
     /// The blob of a digest. Does not wait for anything but the local disk.
     ///
     /// # Errors
@@ -273,43 +264,6 @@ impl Cache {
     ) -> PassThrough {
         let blobs = &self.services.blobs;
         self.as_client(|| blobs.pass_through(name, digest, size_hint, already_sent, self.client))
-    }
-
-    /// Whether a repository contains a blob, so that it may be served there. Does not wait for anything but the local disk.
-    ///
-    /// # Errors
-    /// [`CacheError`] if it is known that it does not, or if that cannot be found out.
-    pub fn link(&self, name: &ImageName, digest: &Digest) -> Result<LinkLookup, CacheError> {
-        self.core().stop_if_refused(name)?;
-        self.as_client(|| self.services.blobs.link(name, digest, self.client))
-    }
-
-    /// Who decides which clients may pull a repository.
-    pub fn access(&self, name: &ImageName) -> PullAccess {
-        let settings = self.core().settings();
-        match settings.rules.is_own(name) {
-            true => PullAccess::Server,
-            false => settings.access.of(name),
-        }
-    }
-
-    /// Whether the registry decides about any repository.
-    pub fn has_client_access(&self) -> bool {
-        self.core().settings().access.has_clients()
-    }
-
-    /// Whether a login may pull `wanted` from a repository, according to its registry. Does not wait for anything but the
-    /// local disk.
-    ///
-    /// # Errors
-    /// [`AccessError`] if it is known that it may not.
-    pub fn check_login(
-        &self,
-        name: &ImageName,
-        login: &Login,
-        wanted: Wanted,
-    ) -> Result<AccessLookup, AccessError> {
-        self.services.access.check(name, login, wanted, self.client)
     }
 
     /// The manifest of a tag or a digest. Does not wait for anything but the local disk.
@@ -497,38 +451,6 @@ impl Cache {
     /// What is recorded of a cached tag.
     pub fn tag_record(&self, name: &ImageName, tag: &Tag) -> Option<TagRecord> {
         self.store().tag(name, tag, Access::Look)
-    }
-
-    /// How often something happened since the start that needs an operator's attention.
-    pub fn counts(&self) -> Counts {
-        let metrics = self.metrics();
-        let (images_evicted, bytes_evicted) = metrics.removed_so_far(Removal::Evicted);
-        Counts {
-            blobs_not_cached: metrics.not_cached_so_far("blob"),
-            manifests_not_cached: metrics.not_cached_so_far("manifest"),
-            damaged_files: self.store().damaged_files(),
-            images_evicted,
-            bytes_evicted,
-        }
-    }
-
-    /// The downloads under way, in the order of their names.
-    pub fn flights(&self) -> Vec<FlightStatus> {
-        self.services.blobs.statuses()
-    }
-
-    /// The flights under way, and the load of the fetchers.
-    pub fn load(&self) -> Load {
-        let Services { core, manifests, blobs, lists, .. } = &*self.services;
-        // Read before the blob pool: its jobs start downloads, and this order never misses one.
-        let manifest_pool = core.metadata_fetchers.load();
-        Load {
-            blobs: blobs.flights(),
-            manifests: manifests.flights(),
-            others: lists.flights() + blobs.size_flights(),
-            blob_pool: core.blob_fetchers.load(),
-            manifest_pool,
-        }
     }
 
     /// Accepts no more fetches and lets blob downloads end at their next bytes. Fetches in the queue fail.

@@ -2,7 +2,8 @@
 
 use super::requested::RequestedPull;
 use super::scheduler::SchedulerLoad;
-use super::{Cache, CacheError};
+use super::{Cache, CacheError, Services};
+use crate::metrics::Removal;
 use crate::oci::{Digest, ImageName, Reference, Repository, Upstream};
 use crate::upstream::EndpointCheck;
 
@@ -73,5 +74,39 @@ impl Cache {
             return Err(CacheError::NotCached);
         }
         Ok(self.core().sources.check(upstream, image)?)
+    }
+}
+
+impl Cache {
+    /// How often something happened since the start that needs an operator's attention.
+    pub fn counts(&self) -> Counts {
+        let metrics = self.metrics();
+        let (images_evicted, bytes_evicted) = metrics.removed_so_far(Removal::Evicted);
+        Counts {
+            blobs_not_cached: metrics.not_cached_so_far("blob"),
+            manifests_not_cached: metrics.not_cached_so_far("manifest"),
+            damaged_files: self.store().damaged_files(),
+            images_evicted,
+            bytes_evicted,
+        }
+    }
+
+    /// The downloads under way, in the order of their names.
+    pub fn flights(&self) -> Vec<FlightStatus> {
+        self.services.blobs.statuses()
+    }
+
+    /// The flights under way, and the load of the fetchers.
+    pub fn load(&self) -> Load {
+        let Services { core, manifests, blobs, lists, .. } = &*self.services;
+        // Read before the blob pool: its jobs start downloads, and this order never misses one.
+        let manifest_pool = core.metadata_fetchers.load();
+        Load {
+            blobs: blobs.flights(),
+            manifests: manifests.flights(),
+            others: lists.flights() + blobs.size_flights(),
+            blob_pool: core.blob_fetchers.load(),
+            manifest_pool,
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The commands. Each one is a short composition of other modules.
 
+mod access;
 mod bucket;
 mod check;
 mod completions;
@@ -18,6 +19,7 @@ mod logging;
 mod management_client;
 mod manual;
 mod offline;
+mod output;
 mod peers;
 mod pin;
 mod progress;
@@ -32,7 +34,7 @@ mod verify;
 mod webhook;
 
 use std::fmt;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -46,6 +48,8 @@ use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
 use crate::units::plural;
 use crate::users::HtpasswdError;
+
+use output::{note, printed, say};
 
 /// Runs the command.
 ///
@@ -73,6 +77,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Verify(command) => verify::verify(&settings()?, command),
         Command::Check(command) => check::check(&settings()?, command),
         Command::Tags(command) => tags::tags(&settings()?, command),
+        Command::Access(command) => access::access(&settings()?, command),
         Command::Offline(command) => {
             offline::offline(&settings()?.store, command.switch.as_deref())
         }
@@ -109,26 +114,6 @@ fn existing_store(settings: &store::Settings) -> Result<Store, CommandError> {
         }
         Err(_) => Err(CommandError::NoCache { root }),
     }
-}
-
-/// Prints a line to standard output. A closed pipe is not an error.
-fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
-}
-
-/// The result of a command that has printed to standard output. A closed pipe is not an error.
-fn printed(result: io::Result<()>) -> Result<(), CommandError> {
-    match result {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other
-            .map_err(|source| CommandError::System { doing: "write to standard output", source }),
-    }
-}
-
-/// Prints a line for the user to standard error; standard output is for other programs to read.
-fn note(line: &dyn fmt::Display) {
-    // A closed terminal is not an error.
-    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn overrides(arguments: &Arguments) -> Result<Overrides, CommandError> {

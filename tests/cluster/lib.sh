@@ -46,7 +46,8 @@ no_former_pods() {
   done
   wait_until "$READY_LIMIT" "the end of former pods" all_pods_run
 }
-all_pods_run() { ! kubectl --namespace "$NAMESPACE" get pods --no-headers | grep -qv ' Running '; }
+# A pod of `helm test` stays after it has completed.
+all_pods_run() { ! kubectl --namespace "$NAMESPACE" get pods --no-headers | grep -qvE ' (Running|Completed) '; }
 # The JSON of the server's pods that are not being deleted.
 server_pods() {
   kubectl --namespace "$NAMESPACE" get pods --selector app.kubernetes.io/component=server --output json |

@@ -15,6 +15,7 @@
 
 mod pass;
 mod policy;
+mod requests;
 mod verdicts;
 
 use std::fmt;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, mpsc};
 
 use super::wait::{BlobWait, WaitsFor};
-use super::{BlobCache, BlobKey, BlobLookup, Length, given_up};
+use super::{BlobCache, BlobKey, BlobLookup, Length};
 use crate::cache::{CacheError, How, lock};
 use crate::client_address::ClientAddress;
 use crate::oci::{Digest, ImageName, Upstream};
@@ -37,7 +37,7 @@ impl BlobCache {
                 let _ = starts.send(None);
                 return;
             }
-            let joined = cache.flights.join(&(name.upstream.clone(), digest), || given_up(&name));
+            let joined = cache.join(&name, &(name.upstream.clone(), digest));
             let waits_for = WaitsFor::Bytes(joined.flight);
             let how = if joined.leader.is_some() { How::Miss } else { How::Join };
             let waiting = BlobWait { waits_for, name: name.clone(), how, size_hint };
@@ -89,7 +89,7 @@ impl BlobCache {
                 return;
             }
             // A client may have started it meanwhile. The job does not follow the flight, since no client waits for it.
-            let joined = cache.flights.join(&queued, || given_up(&name));
+            let joined = cache.join(&name, &queued);
             forget(&cache, &queued);
             drop(joined.flight);
             if let Some(leader) = joined.leader {

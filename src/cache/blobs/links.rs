@@ -6,8 +6,10 @@
 //!
 //! # Interleavings
 //! * *The manifest is cached between the lookup and the search.* The search reads the disk after it was queued, so it finds it.
-//! * *The blob is cached between the lookup here and the lookup of the blob.* It was downloaded for another repository of the
-//!   registry. The request joins that download or finds the blob, without a check. The window is that of two lookups in a row.
+//! * *The download ends between the lookup of the blob and that of its flight.* Then there is neither, and the request finds the
+//!   blob, without a check. The window is that of two lookups in a row, and the download was for the same registry.
+//! * *Another repository starts a download while this one is looked up.* Flights are joined, and compared with the repository that
+//!   started them, under one lock.
 
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -92,13 +94,18 @@ impl BlobCache {
             || lock(&self.links).get(&(name.clone(), *digest)).is_some()
     }
 
-    /// Whether the blob is not at hand, so that the registry itself decides.
+    /// Whether the registry itself decides, because the blob is not at hand, or is being downloaded from this repository.
     fn is_for_registry(&self, name: &ImageName, digest: &Digest) -> Result<bool, CacheError> {
         let sources = &self.core.sources;
-        Ok(sources.shared_bucket().is_none()
-            && sources.peers(None).is_empty()
-            && self.core.store.find_blob(digest, None)?.is_none()
-            && self.flights.find(&(name.upstream.clone(), *digest)).is_none())
+        if sources.shared_bucket().is_some() || !sources.peers(None).is_empty() {
+            return Ok(false);
+        }
+        if self.core.store.find_blob(digest, None)?.is_some() {
+            return Ok(false);
+        }
+        let key = (name.upstream.clone(), *digest);
+        let starters = lock(&self.starters);
+        Ok(self.flights.peek(&key).is_none() || starters.get(&key) == Some(name))
     }
 
     /// Remembers that a repository contains a blob.

@@ -31,7 +31,7 @@ use super::poller::Poller;
 use super::scheduler::{Length, Purpose as JobPurpose};
 use super::{CacheError, FlightStatus, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
-use crate::flight::{Flights, Follower, Leader};
+use crate::flight::{Flights, Follower, Joined, Leader};
 use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::{Blob, Ingest};
 use crate::upstream::{BlobAsk, Source, Standing, UpstreamError};
@@ -57,6 +57,7 @@ type BlobKey = (Upstream, Digest);
 pub(super) type BlobFlights = Flights<BlobKey, Incoming, Blob, BlobFailure>;
 type BlobFollower = Follower<Incoming, Blob, BlobFailure>;
 type BlobLeader = Leader<BlobKey, Incoming, Blob, BlobFailure>;
+type BlobJoined = Joined<BlobKey, Incoming, Blob, BlobFailure>;
 type SizeFlights = Flights<(ImageName, Digest), (), u64, BlobFailure>;
 
 /// The failure of a download, with the repository for which it was started. Clients of other repositories that joined
@@ -93,6 +94,9 @@ pub(super) struct BlobCache {
     eviction: Arc<EvictionService>,
     pub(super) flights: BlobFlights,
     size_flights: SizeFlights,
+    /// The repositories for which the flights were started. Locked while a flight is joined, so that no flight is taken for
+    /// one of another repository.
+    starters: Mutex<BoundedCache<BlobKey, ImageName>>,
     link_flights: links::LinkFlights,
     /// Repositories that contain a blob according to their registry. Locked as the tables below.
     links: Mutex<BoundedCache<(ImageName, Digest), ()>>,
@@ -120,6 +124,7 @@ impl BlobCache {
             eviction,
             flights: Flights::new(),
             size_flights: Flights::new(),
+            starters: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             link_flights: Flights::new(),
             links: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
             verified_sizes: Mutex::new(BoundedCache::new(SIZES_REMEMBERED)),
@@ -260,13 +265,23 @@ impl BlobCache {
     ) -> Result<BlobWait, CacheError> {
         let purpose = self.core.purpose(name, client)?;
         let key = (name.upstream.clone(), *digest);
-        let joined = self.flights.join(&key, || given_up(name));
+        let joined = self.join(name, &key);
         let how = if joined.leader.is_some() { How::Miss } else { How::Join };
         if let Some(leader) = joined.leader {
             self.submit_flight(purpose, name.clone(), leader, size_hint, None);
         }
         let waits_for = WaitsFor::Bytes(joined.flight);
         Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
+    }
+
+    /// Joins the flight of a blob, or starts one for this repository.
+    fn join(&self, name: &ImageName, key: &BlobKey) -> BlobJoined {
+        let mut starters = lock(&self.starters);
+        let joined = self.flights.join(key, || given_up(name));
+        if joined.leader.is_some() {
+            starters.insert(key.clone(), name.clone());
+        }
+        joined
     }
 
     /// Queues the work of a flight that has followers.
@@ -376,7 +391,7 @@ impl BlobCache {
         client: Option<ClientAddress>,
     ) {
         let Ok(purpose) = self.core.purpose(&name, client) else { return };
-        let joined = self.flights.join(key, || given_up(&name));
+        let joined = self.join(&name, key);
         drop(joined.flight);
         if let Some(leader) = joined.leader {
             let cache = Arc::clone(self);

@@ -259,11 +259,6 @@ impl Session {
         }
     }
 
-    /// The same session, which does not log that its credentials are refused.
-    pub(super) fn with_silent_refusals(self) -> Session {
-        Session { refusals: Refusals::silent(), ..self }
-    }
-
     /// Scheme, host and port of the endpoint, and the path of its API where that is not `/v2`.
     pub(super) fn url(&self) -> String {
         let path = if self.api == ApiPath::default() { "" } else { self.api.as_str() };

@@ -14,7 +14,8 @@ use super::{Ask, Session, discard_for};
 use crate::oci::Repository;
 use crate::upstream::auth::realm;
 use crate::upstream::auth::{
-    Challenge, Login, LoginError, Moment, Need, Place, TOKEN_BODY_BYTES_MAX, Token, TokenKey,
+    Challenge, Login, LoginError, Moment, Need, Place, Refusals, TOKEN_BODY_BYTES_MAX, Token,
+    TokenKey,
 };
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::network::Location;
@@ -47,6 +48,11 @@ impl Presented {
 }
 
 impl Session {
+    /// The same session, which does not log that its credentials are refused.
+    pub(in crate::upstream::client) fn with_silent_refusals(self) -> Session {
+        Session { refusals: Refusals::silent(), ..self }
+    }
+
     /// Sends one request, without following redirects, with the authorization that its host demands.
     pub(super) fn call_authorized(
         &self,

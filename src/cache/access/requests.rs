@@ -1,0 +1,54 @@
+//! What the cache offers to modules that serve clients, as far as it depends on who the client is.
+
+use super::{AccessError, AccessLookup, Login, Pass, PullAccess, enter};
+use crate::cache::{Cache, CacheError, LinkLookup};
+use crate::oci::{Digest, ImageName};
+use crate::upstream::Wanted;
+
+impl Cache {
+    /// The same cache, which fetches content with this login.
+    pub fn with_pass(&self, pass: Option<Pass>) -> Cache {
+        Cache { pass, ..self.clone() }
+    }
+
+    pub(in crate::cache) fn as_client<T>(&self, work: impl FnOnce() -> T) -> T {
+        enter(self.pass.clone(), work)
+    }
+
+    /// Whether a repository contains a blob, so that it may be served there. Does not wait for anything but the local disk.
+    ///
+    /// # Errors
+    /// [`CacheError`] if it is known that it does not, or if that cannot be found out.
+    pub fn link(&self, name: &ImageName, digest: &Digest) -> Result<LinkLookup, CacheError> {
+        self.core().stop_if_refused(name)?;
+        self.as_client(|| self.services.blobs.link(name, digest, self.client))
+    }
+
+    /// Who decides which clients may pull a repository.
+    pub fn access(&self, name: &ImageName) -> PullAccess {
+        let settings = self.core().settings();
+        match settings.rules.is_own(name) {
+            true => PullAccess::Server,
+            false => settings.access.of(name),
+        }
+    }
+
+    /// Whether the registry decides about any repository.
+    pub fn has_client_access(&self) -> bool {
+        self.core().settings().access.has_clients()
+    }
+
+    /// Whether a login may pull `wanted` from a repository, according to its registry. Does not wait for anything but the
+    /// local disk.
+    ///
+    /// # Errors
+    /// [`AccessError`] if it is known that it may not.
+    pub fn check_login(
+        &self,
+        name: &ImageName,
+        login: &Login,
+        wanted: Wanted,
+    ) -> Result<AccessLookup, AccessError> {
+        self.services.access.check(name, login, wanted, self.client)
+    }
+}
