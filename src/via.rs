@@ -26,6 +26,11 @@ const PREFIX: &str = "larder-";
 /// The number of hexadecimal digits after the prefix.
 const DIGITS: usize = 16;
 
+/// The header by which a Larder tells its peer whom a registry has let pull, for the log of the peer.
+pub const USER: &str = "larder-user";
+/// The longest value of it, in characters.
+const USER_CHARS_MAX: usize = 100;
+
 /// Marks the entry of a Larder that sends a request to its peer.
 const PEER: &str = "(peer)";
 
@@ -37,6 +42,8 @@ pub struct Via {
     is_from_peer: bool,
     /// Whether the next one is a peer of this one.
     is_to_peer: bool,
+    /// Whom the request is for, if a registry has let that user pull.
+    user: Option<Arc<str>>,
 }
 
 /// A request has returned to this process, or has passed too many Larders.
@@ -85,7 +92,7 @@ impl Via {
             Some(last) if hops.len() > HOPS_MAX || hops.iter().any(|hop| hop == own) => {
                 Err(Loop { sender: last.clone() })
             }
-            Some(_) => Ok(Via { hops: Some(hops.into()), is_from_peer, is_to_peer: false }),
+            Some(_) => Ok(Via { hops: Some(hops.into()), is_from_peer, ..Via::default() }),
         }
     }
 
@@ -109,6 +116,17 @@ impl Via {
     /// The chain of a request to a peer.
     pub fn to_peer(self) -> Via {
         Via { is_to_peer: true, ..self }
+    }
+
+    /// The chain of a request of this user.
+    pub fn of_user(self, user: &str) -> Via {
+        Via { user: Some(user.into()), ..self }
+    }
+
+    /// The value of [`USER`] for a request to a peer: the user, without characters that a header cannot have.
+    pub fn user_for_peer(&self) -> Option<String> {
+        let user = self.user.as_deref().filter(|_| self.is_to_peer)?;
+        Some(user.chars().filter(char::is_ascii_graphic).take(USER_CHARS_MAX).collect())
     }
 
     /// Runs `work` as part of this chain.

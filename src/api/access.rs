@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use super::route::{Addressing, Route};
 use super::{Handlers, login, status};
-use crate::cache::{AccessError, AccessLookup, AccessWait, Cache, Login, Pass, PullAccess, Wanted};
+use crate::cache::{
+    AccessError, AccessLookup, AccessWait, Cache, Login, Pass, PeerProof, PullAccess, Wanted,
+};
 use crate::http::{Context, Pending, Reply, Request, Step};
-use crate::oci::ImageName;
 use crate::users::Users;
-use crate::via;
+use crate::via::{self, Via};
 
 /// Clients that send credentials only if `GET /v2/` demands them: Docker with its own image store, and programs built with
 /// go-containerregistry, such as crane. They pull without credentials where none are needed. Others react to the response
@@ -34,13 +35,6 @@ pub(super) struct Checked {
     pub(super) addressing: Addressing,
 }
 
-impl Handlers {
-    /// Whether the registry decides about a repository.
-    pub(super) fn registry_decides(&self, name: &ImageName) -> bool {
-        self.cache.access(name) == PullAccess::Client
-    }
-}
-
 /// Handles a request if the registry lets its client pull. `users` are the ones of this server.
 pub(super) fn answer(
     handlers: &Arc<Handlers>,
@@ -56,8 +50,14 @@ pub(super) fn answer(
         let text = format!("{}: log in with a user and a password for it", text());
         return Step::Reply(status::login(&text));
     };
-    // A Larder presents credentials for this server, and a user of this server a password for it.
-    if via::current().is_from_peer() || users.is_some_and(|users| users.has(&user)) {
+    if via::current().is_from_peer() {
+        return match handlers.cache.peer_proof(Some((&user, &password))) {
+            PeerProof::Proven => admit_peer(handlers, checked, request, context),
+            _ => Step::Reply(status::login("this is for peers only (peers.auth)")),
+        };
+    }
+    // A user of this server presents a password for it.
+    if users.is_some_and(|users| users.has(&user)) {
         let text = format!("{}: these are credentials for this server", text());
         return Step::Reply(status::login(&text));
     }
@@ -67,9 +67,29 @@ pub(super) fn answer(
         cache,
         login: Login { user, password },
         checked,
+        chain: via::current(),
         deadline: None,
     };
     check.start(request, context)
+}
+
+/// Serves a peer, which has asked the registry for its client.
+fn admit_peer(
+    handlers: &Arc<Handlers>,
+    checked: Checked,
+    request: &Request,
+    context: &Context<'_>,
+) -> Step {
+    request.set_user(request.header(via::USER).unwrap_or("peer"));
+    let cache = handlers.cache.for_client(request.client_address());
+    let Checked { route, addressing } = checked;
+    handlers.answer_content(cache, PullAccess::Client, route, addressing, request, context)
+}
+
+/// Whether a request that claims to be from a peer is from one.
+pub(super) fn peer_proof(cache: &Cache, request: &Request) -> PeerProof {
+    let login = request.header("authorization").and_then(login::credentials);
+    cache.peer_proof(login.as_ref().map(|(user, password)| (user.as_str(), password.as_str())))
 }
 
 struct Check {
@@ -77,6 +97,8 @@ struct Check {
     cache: Cache,
     login: Login,
     checked: Checked,
+    /// The Larders that the request has passed.
+    chain: Via,
     /// Until when the client waits, once it does.
     deadline: Option<Instant>,
 }
@@ -88,7 +110,11 @@ impl Check {
             Route::Blob { digest, .. } => Wanted::Blob(*digest),
             Route::List { .. } => Wanted::Lists,
         };
-        match self.cache.check_login(self.checked.route.name(), &self.login, wanted) {
+        match self
+            .chain
+            .clone()
+            .enter(|| self.cache.check_login(self.checked.route.name(), &self.login, wanted))
+        {
             Ok(AccessLookup::Granted(pass)) => self.admit(pass, request, context),
             Ok(AccessLookup::Wait(wait)) => {
                 let deadline = self.deadline.unwrap_or_else(|| context.now() + wait.patience());
@@ -103,7 +129,10 @@ impl Check {
         request.set_user(&self.login.user);
         let cache = self.cache.with_pass(pass);
         let Checked { route, addressing } = self.checked;
-        self.handlers.answer_content(cache, route, addressing, request, context)
+        self.chain.of_user(&self.login.user).enter(|| {
+            let access = PullAccess::Client;
+            self.handlers.answer_content(cache, access, route, addressing, request, context)
+        })
     }
 
     fn refuse(&self, error: &AccessError) -> Reply {

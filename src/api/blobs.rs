@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::following::{BlobTail, PassThroughTail, PastTheDisk};
 use super::range::{Part, entity_tag, is_not_modified, part};
-use super::status::unsatisfiable;
-use super::{Call, Failure, Storage};
+use super::status::{self, unsatisfiable};
+use super::{Call, Failure, Storage, access};
 use crate::cache::{
     Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, LinkLookup, LinkWait, PATIENCE,
-    PassThrough, Purpose, Why,
+    PassThrough, PeerProof, Purpose, Why,
 };
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
@@ -47,10 +47,15 @@ struct BlobRequest {
 }
 
 impl BlobRequest {
-    /// Serves the blob in a repository that contains it. A peer has checked that for its client.
+    /// Serves the blob in a repository that contains it. A peer has checked that for its client, and it presents the
+    /// credentials of the group if there are some.
     fn start_if_linked(self, request: &Request, context: &Context<'_>) -> Step {
         if self.call.is_from_peer {
-            return self.start(request, context);
+            let is_peer = access::peer_proof(&self.call.cache, request) != PeerProof::Missing;
+            return match is_peer || self.call.cache.is_linked(&self.name, &self.digest) {
+                true => self.start(request, context),
+                false => Step::Reply(status::login("this is for peers only (peers.auth)")),
+            };
         }
         match self.call.cache.link(&self.name, &self.digest) {
             Ok(LinkLookup::Known) => self.start(request, context),

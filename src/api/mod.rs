@@ -27,7 +27,7 @@ mod waiting;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::cache::{Cache, How, Why};
+use crate::cache::{Cache, DECIDED, How, PullAccess, Why};
 use crate::http::{Context, Ending, Handler, Reply, Request, Step};
 use crate::introduction;
 use crate::oci::{ImageName, Reference};
@@ -123,7 +123,7 @@ impl Handlers {
     /// Whether the registry decides if the client may pull, and not the users of this server.
     fn is_for_registry(&self, request: &Request) -> bool {
         self.cache.has_client_access()
-            && matches!(self.target(request), Ok(Target::Content(route, _)) if self.registry_decides(route.name()))
+            && matches!(self.target(request), Ok(Target::Content(route, _)) if self.cache.access(route.name()) == PullAccess::Client)
     }
 }
 
@@ -190,14 +190,14 @@ impl Handlers {
         if chain.is_asked_for(&format!("{}{}", addressing.upstream, request.path())) {
             return Step::Reply(status::loop_detected(&addressing.upstream));
         }
-        chain.enter(|| match self.registry_decides(route.name()) {
-            true => {
+        chain.enter(|| match self.cache.access(route.name()) {
+            PullAccess::Client => {
                 let checked = access::Checked { route, addressing };
                 access::answer(self, users, checked, request, context)
             }
-            false => {
+            PullAccess::Server => {
                 let cache = self.cache.for_client(request.client_address());
-                self.answer_content(cache, route, addressing, request, context)
+                self.answer_content(cache, PullAccess::Server, route, addressing, request, context)
             }
         })
     }
@@ -205,6 +205,7 @@ impl Handlers {
     fn answer_content(
         &self,
         cache: Cache,
+        access: PullAccess,
         route: Route,
         addressing: Addressing,
         request: &Request,
@@ -216,7 +217,7 @@ impl Handlers {
             Route::List { .. } => "list",
         };
         let (activity, is_from_peer) = (Arc::clone(&self.activity), via::current().is_from_peer());
-        let call = Call { cache, addressing, kind, activity, is_from_peer };
+        let call = Call { cache, access, addressing, kind, activity, is_from_peer };
         match route {
             Route::Manifest { name, reference } => {
                 manifests::answer(call, &name, &reference, request, context)
@@ -245,6 +246,8 @@ fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> R
 /// What every handler needs besides the request.
 struct Call {
     cache: Cache,
+    /// Who has decided that the client may pull.
+    access: PullAccess,
     addressing: Addressing,
     /// The kind of content, as a label value of the metrics.
     kind: &'static str,
@@ -268,6 +271,11 @@ impl Call {
             .header("Cache-Status", cache_status(how, storage))
             .header("Via", via::of_response())
             .header(API_VERSION.0, API_VERSION.1);
+        let reply = match self.access {
+            // For the Larder that asks this one to decide.
+            PullAccess::Client => reply.header(DECIDED.0, DECIDED.1),
+            PullAccess::Server => reply,
+        };
         self.note(reply, how.as_str(), why)
     }
 

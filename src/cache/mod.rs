@@ -90,8 +90,8 @@ pub use crate::store::{
     Blob, Document, GraphManifest, ImageUsage, IncompleteImage, SweepLocked, UsageSummary,
 };
 pub use crate::upstream::{
-    BreakerState, EndpointCheck, EndpointKind, EndpointStatus, ManifestHead, PeerStatus,
-    UpstreamStatus, Wanted,
+    BreakerState, DECIDED, EndpointCheck, EndpointKind, EndpointStatus, ManifestHead, PeerProof,
+    PeerStatus, UpstreamStatus, Wanted,
 };
 
 use access::AccessService;

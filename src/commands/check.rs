@@ -143,7 +143,7 @@ fn client(command: &cli::Check) -> Result<Option<EndpointSettings>, CommandError
     let scheme = if server.is_tls() { Scheme::Https } else { Scheme::Http };
     let endpoint = Endpoint::new(scheme, server.authority());
     let kind = EndpointKind::Larder;
-    Ok(Some(EndpointSettings { endpoint, kind, tls, credentials }))
+    Ok(Some(EndpointSettings { endpoint, kind, tls, credentials, decides: false }))
 }
 
 /// Pulls an image from a Larder alone, as its clients do.

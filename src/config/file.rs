@@ -327,6 +327,9 @@ section! {
         "kind" kind: Option<EndpointKindName> = None, default "`registry`; for parents `larder`";
         /// As `auth` of the registry.
         "auth" auth: Option<AuthEntry> = None;
+        /// Of a Larder: `client` gives it the logins of clients, so that it decides who may pull from registries whose `access`
+        /// is `client`, if the registry itself cannot be asked. It needs the same `access` for these registries.
+        "access" access: AccessName = AccessName::Server;
         /// As `repositories` of the registry.
         "repositories" repositories: Vec<RepositoriesEntry> = vec![];
         /// As `tls` of the registry.
@@ -449,8 +452,14 @@ pub(super) struct EndpointEntry(pub(super) EndpointMap);
 
 impl EndpointEntry {
     pub(super) fn of(url: EndpointUrl) -> EndpointEntry {
-        let (url, kind) = (Text(url), None);
-        EndpointEntry(EndpointMap { url, kind, auth: None, repositories: vec![], tls: None })
+        EndpointEntry(EndpointMap {
+            url: Text(url),
+            kind: None,
+            auth: None,
+            access: AccessName::Server,
+            repositories: vec![],
+            tls: None,
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! One entry of `registries` as settings: endpoints with their TLS and credentials.
 
 use super::file::{
-    EndpointEntry, EndpointKindName, EndpointMap, PeersEntry, RegistryEntry, SchemeName, TlsEntry,
+    AccessName, EndpointEntry, EndpointKindName, EndpointMap, PeersEntry, RegistryEntry,
+    SchemeName, TlsEntry,
 };
 use super::value::EndpointUrl;
 use super::{ConfigError, auth};
@@ -118,7 +119,8 @@ fn endpoint(entry: &EndpointMap, name: &Upstream) -> Result<EndpointSettings, St
         Some(EndpointKindName::Larder) => EndpointKind::Larder,
         Some(EndpointKindName::Registry) | None => EndpointKind::Registry,
     };
-    Ok(EndpointSettings { endpoint, kind, tls, credentials })
+    let decides = entry.access == AccessName::Client;
+    Ok(EndpointSettings { endpoint, kind, tls, credentials, decides })
 }
 
 /// The settings of `peers`.
@@ -154,7 +156,8 @@ pub(super) fn peers(entry: &PeersEntry) -> Result<PeerSettings, ConfigError> {
     // Members are contacted at their addresses, which change, so a certificate names what they have in common.
     let server_name = entry.dns.clone();
     let tls = TlsSettings { server_name, ..tls.unwrap_or_default() };
-    let access = EndpointSettings { endpoint, kind: EndpointKind::Peer, tls, credentials };
+    let kind = EndpointKind::Peer;
+    let access = EndpointSettings { endpoint, kind, tls, credentials, decides: false };
     Ok(PeerSettings { members, access })
 }
 

@@ -61,6 +61,9 @@ pub use object_store::{
 
 pub use webhook::{Webhook, WebhookSettings, WebhookUrl};
 
+/// The header of a Larder's response by which it states that the registry has let the client pull.
+pub const DECIDED: (&str, &str) = ("Larder-Access", "client");
+
 /// Finds the source of a registry's content. Tests implement it with a fake.
 pub trait Sources: Send + Sync {
     /// The source for `upstream`.
@@ -132,6 +135,11 @@ pub trait Sources: Send + Sync {
     /// The health of all registries used so far, sorted by name.
     fn statuses(&self) -> Vec<UpstreamStatus>;
 
+    /// Whether a request that claims to be from a peer is from one, by the user and the password that it presents.
+    fn peer_proof(&self, _login: Option<(&str, &str)>) -> PeerProof {
+        PeerProof::Missing
+    }
+
     /// The members of the group of this process, itself included, with their ranks for some content: a digest, or
     /// `repository:tag`.
     fn peers(&self, _content: Option<&str>) -> Vec<PeerStatus> {
@@ -148,6 +156,17 @@ pub enum Standing {
     Unlisted,
     /// It is not in the configuration and has never returned content.
     Unproven,
+}
+
+/// Whether a request is from a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerProof {
+    /// It presents the credentials of the group (`peers.auth`).
+    Proven,
+    /// The group has no credentials, so anyone may claim it.
+    Unproven,
+    /// It does not present them, or there is no group.
+    Missing,
 }
 
 /// What a client wants to pull.

@@ -3,7 +3,7 @@
 use super::{AccessError, AccessLookup, Login, Pass, PullAccess, enter};
 use crate::cache::{Cache, CacheError, LinkLookup};
 use crate::oci::{Digest, ImageName};
-use crate::upstream::Wanted;
+use crate::upstream::{PeerProof, Wanted};
 
 impl Cache {
     /// The same cache, which fetches content with this login.
@@ -22,6 +22,16 @@ impl Cache {
     pub fn link(&self, name: &ImageName, digest: &Digest) -> Result<LinkLookup, CacheError> {
         self.core().stop_if_refused(name)?;
         self.as_client(|| self.services.blobs.link(name, digest, self.client))
+    }
+
+    /// Whether it is known that a repository contains a blob.
+    pub fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
+        self.services.blobs.is_linked(name, digest)
+    }
+
+    /// Whether a request that claims to be from a peer is from one, by the user and the password that it presents.
+    pub fn peer_proof(&self, login: Option<(&str, &str)>) -> PeerProof {
+        self.core().sources.peer_proof(login)
     }
 
     /// Who decides which clients may pull a repository.

@@ -89,7 +89,8 @@ impl BlobCache {
         Ok(LinkLookup::Wait(LinkWait { flight }))
     }
 
-    fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
+    /// Whether it is known that a repository contains a blob.
+    pub(in crate::cache) fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
         self.manifests.stated_size(name, digest).is_some()
             || lock(&self.links).get(&(name.clone(), *digest)).is_some()
     }

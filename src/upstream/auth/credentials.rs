@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use subtle::ConstantTimeEq;
 
 use super::aws::EcrSettings;
 use crate::oci::Repository;
@@ -95,6 +96,28 @@ impl Credentials {
         match user {
             "" | IDENTITY_TOKEN_USER => Credentials::IdentityToken(password),
             user => Credentials::Password { user: user.to_owned(), password },
+        }
+    }
+
+    /// Whether a login is the one that these credentials present; `None` if they present none. Those that are not a user and a
+    /// password accept nothing.
+    pub(in crate::upstream) fn accept(&self, login: Option<(&str, &str)>) -> Option<bool> {
+        let is_same = |expected: &str, expected_password: &str| {
+            let Some((user, password)) = login else { return false };
+            let is_user = user.as_bytes().ct_eq(expected.as_bytes());
+            (is_user & password.as_bytes().ct_eq(expected_password.as_bytes())).into()
+        };
+        match self {
+            Credentials::Anonymous => None,
+            Credentials::Password { user, password } => Some(is_same(user, password.reveal())),
+            Credentials::PasswordFile { user, path } => {
+                let login = super::logins::password(user, path);
+                Some(login.is_ok_and(|login| match &*login {
+                    Login::Basic { user, password } => is_same(user, password.reveal()),
+                    _ => false,
+                }))
+            }
+            _ => Some(false),
         }
     }
 

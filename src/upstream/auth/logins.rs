@@ -245,7 +245,7 @@ fn named(name: &str, path: &Path) -> Result<HelperSettings, LoginError> {
     Ok(HelperSettings::of(program))
 }
 
-fn password(user: &str, path: &Path) -> Result<Arc<Login>, LoginError> {
+pub(super) fn password(user: &str, path: &Path) -> Result<Arc<Login>, LoginError> {
     let password = read(path, "passwordFile").map_err(unusable)?;
     let password = Secret::new(password.trim_end_matches(['\r', '\n']));
     Ok(Arc::new(Login::Basic { user: user.to_owned(), password }))

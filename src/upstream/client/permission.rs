@@ -11,9 +11,9 @@ use ureq::http::{HeaderMap, header};
 use super::registry::Registry;
 use super::session::{Answer, Ask, Method};
 use crate::oci::{MediaType, Repository};
-use crate::upstream::Wanted;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::response::{content_digest, is_complete, is_web_page, range_of, text};
+use crate::upstream::{DECIDED, Wanted};
 
 /// The shortest page of a tag list. One of no tags could be answered without a look at the repository.
 const SHORTEST_TAG_LIST: &str = "tags/list?n=1";
@@ -50,7 +50,7 @@ impl Registry {
             Wanted::Manifest(reference) => {
                 let ask =
                     head(&format!("manifests/{reference}"), Some(MediaType::ACCEPTED_MANIFESTS));
-                accepted(self.ask(&ask)?, is_manifest)
+                self.accepted(self.ask(&ask)?, is_manifest)
             }
             Wanted::Blob(digest) => {
                 let rest = format!("blobs/{digest}");
@@ -58,36 +58,42 @@ impl Registry {
                 // The targets of redirects are often signed for GET only.
                 if answer.refuses_head() {
                     let ask = Ask { range: range_of(0, Some(1)), ..get(&rest) };
-                    return accepted(self.ask(&ask)?, |headers| !is_web_page(headers));
+                    return self.accepted(self.ask(&ask)?, |headers| !is_web_page(headers));
                 }
-                accepted(answer, |headers| !is_web_page(headers))
+                self.accepted(answer, |headers| !is_web_page(headers))
             }
-            Wanted::Lists => accepted(self.ask(&get(SHORTEST_TAG_LIST))?, is_json),
+            Wanted::Lists => self.accepted(self.ask(&get(SHORTEST_TAG_LIST))?, is_json),
         }
     }
-}
 
-/// # Errors
-/// [`UpstreamError`] unless the response has content, and comes from a registry.
-fn accepted(
-    answer: Answer,
-    is_of_registry: impl Fn(&HeaderMap) -> bool,
-) -> Result<(), UpstreamError> {
-    match answer.response.status().as_u16() {
-        status if is_complete(status) || status == 206 => {
-            match is_of_registry(answer.response.headers()) {
-                true => Ok(()),
-                false => {
-                    let reason = "it is not the response of a registry";
-                    Err(UpstreamError::bad_answer(&answer.request, reason))
+    /// # Errors
+    /// [`UpstreamError`] unless the response has content, and comes from a registry, or from a Larder that has asked one.
+    fn accepted(
+        &self,
+        answer: Answer,
+        is_of_registry: impl Fn(&HeaderMap) -> bool,
+    ) -> Result<(), UpstreamError> {
+        let headers = answer.response.headers();
+        // Any other Larder lets everyone pull who may use it.
+        let is_decision = !(self.is_for_client && self.larder.is_some())
+            || text(headers, DECIDED.0) == Some(DECIDED.1);
+        match answer.response.status().as_u16() {
+            status if is_complete(status) || status == 206 => {
+                match is_of_registry(headers) && is_decision {
+                    true => Ok(()),
+                    false => {
+                        let reason = "it is not the decision of a registry";
+                        Err(UpstreamError::bad_answer(&answer.request, reason))
+                    }
                 }
             }
+            405 | 501 => {
+                let request = Arc::clone(&answer.request);
+                Err(UpstreamError::new(request, UpstreamErrorKind::Unsupported))
+            }
+            _ if self.is_for_client => Err(answer.failure()),
+            _ => Err(self.error(answer.failure())),
         }
-        405 | 501 => {
-            let request = Arc::clone(&answer.request);
-            Err(UpstreamError::new(request, UpstreamErrorKind::Unsupported))
-        }
-        _ => Err(answer.failure()),
     }
 }
 

@@ -76,13 +76,16 @@ pub struct EndpointSettings {
     pub tls: TlsSettings,
     /// The credentials.
     pub credentials: Credentials,
+    /// Whether a Larder decides which clients may pull from registries that decide it, and gets the logins of clients.
+    pub decides: bool,
 }
 
 impl EndpointSettings {
     /// An endpoint without credentials, with the usual trusted authorities.
     pub fn at(endpoint: Endpoint) -> EndpointSettings {
         let (tls, credentials) = (TlsSettings::default(), Credentials::default());
-        EndpointSettings { endpoint, kind: EndpointKind::Registry, tls, credentials }
+        let (kind, decides) = (EndpointKind::Registry, false);
+        EndpointSettings { endpoint, kind, tls, credentials, decides }
     }
 }
 
@@ -90,7 +93,9 @@ impl EndpointSettings {
 pub(in crate::upstream) struct Registry {
     pub(super) session: Session,
     /// If it is a Larder.
-    larder: Option<LarderEndpoint>,
+    pub(super) larder: Option<LarderEndpoint>,
+    /// Whether it has the login of a client.
+    pub(super) is_for_client: bool,
     timeouts: Timeouts,
 }
 
@@ -113,7 +118,8 @@ impl Registry {
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
         let registry = Registry::listed(upstream, endpoint, timeouts, foreign);
-        Registry { session: registry.session.with_silent_refusals(), ..registry }
+        let session = registry.session.with_silent_refusals();
+        Registry { session, is_for_client: true, ..registry }
     }
 
     /// As [`Registry::listed`], with what is known about the Larder at the endpoint.
@@ -127,7 +133,7 @@ impl Registry {
         let is_larder = endpoint.kind != EndpointKind::Registry;
         let larder = is_larder.then(|| LarderEndpoint::new(upstream, endpoint.kind, acquaintance));
         let session = Session::listed(upstream, endpoint, timeouts, foreign);
-        Registry { session, larder, timeouts }
+        Registry { session, larder, is_for_client: false, timeouts }
     }
 
     /// A registry that a client named and that is not in the configuration: https and public addresses only.
@@ -138,7 +144,7 @@ impl Registry {
         ports: UnlistedPorts,
     ) -> Registry {
         let session = Session::unlisted(upstream, timeouts, foreign, ports);
-        Registry { session, larder: None, timeouts }
+        Registry { session, larder: None, is_for_client: false, timeouts }
     }
 
     pub(super) fn metadata<'a>(
@@ -193,7 +199,7 @@ impl Registry {
     }
 
     /// The error of a response. A Larder that does not have the content does not prove that it does not exist.
-    fn error(&self, error: UpstreamError) -> UpstreamError {
+    pub(super) fn error(&self, error: UpstreamError) -> UpstreamError {
         match self.larder.is_some() && error.is_not_found() {
             true => error.elsewhere(),
             false => error,

@@ -29,7 +29,7 @@ use crate::upstream::response::{
     ERROR_BODY_BYTES_MAX, discard, foreign_status, is_registry_error, read_body, redirect_target,
     status_error,
 };
-use crate::via;
+use crate::via::{self, Via};
 
 /// The most redirects that are followed: more than any registry needs.
 const REDIRECTS_MAX: usize = 10;
@@ -349,9 +349,12 @@ impl Session {
         request: &Arc<str>,
     ) -> Result<Response<Body>, UpstreamError> {
         // For the endpoint only: the host of a redirect is not a Larder.
-        let via = location.is_same_origin(&self.base).then(|| via::current().to_string());
+        let via = location.is_same_origin(&self.base).then(via::current);
+        let user = via.as_ref().and_then(Via::user_for_peer);
+        let via = via.as_ref().map(ToString::to_string);
         let headers = [
             (header::VIA, via.as_deref()),
+            (HeaderName::from_static(via::USER), user.as_deref()),
             (header::ACCEPT, ask.accept),
             (header::AUTHORIZATION, authorization.as_deref()),
             (header::RANGE, ask.range.as_deref()),

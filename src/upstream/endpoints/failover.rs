@@ -40,8 +40,8 @@ pub(super) struct Failover {
     throttle: Option<Arc<Throttle>>,
     /// Whether it has ever returned content.
     has_answered: AtomicBool,
-    /// The endpoint that decides who may pull, if it has a client's login. Without one, all but the bucket are asked.
-    asked_to_pull: Option<usize>,
+    /// The endpoints that have a client's login and decide whether it may pull, in the order in which they are asked.
+    deciders: Vec<usize>,
 }
 
 /// The status of a registry's endpoints.
@@ -97,8 +97,8 @@ impl Failover {
         let guarded = |registry| Arc::new(GuardedEndpoint::new(registry, policy));
         let endpoints = registries.into_iter().map(guarded).collect();
         let (others, peers, throttle) = (0, None, None);
-        let (has_answered, asked_to_pull) = (AtomicBool::new(false), None);
-        Failover { upstream, endpoints, others, peers, throttle, has_answered, asked_to_pull }
+        let (has_answered, deciders) = (AtomicBool::new(false), Vec::new());
+        Failover { upstream, endpoints, others, peers, throttle, has_answered, deciders }
     }
 
     /// What the bucket has of a registry, and nothing else.
@@ -127,13 +127,22 @@ impl Failover {
         Failover { peers, ..self }
     }
 
-    /// The same endpoints, except that a client's login is sent to the registry itself, which is the endpoint at `at` of its
-    /// own ones.
-    pub(super) fn with_login(&self, at: usize, itself: GuardedEndpoint) -> Failover {
+    /// The same endpoints, except those that decide who may pull, which get a client's login: the registry itself, and Larders
+    /// that decide for it. Positions of the former are among its own endpoints, those of the latter among all of them. They
+    /// are asked in this order.
+    pub(super) fn with_login(
+        &self,
+        itself: Option<(usize, GuardedEndpoint)>,
+        parents: Vec<(usize, GuardedEndpoint)>,
+    ) -> Failover {
+        let itself = itself.map(|(at, endpoint)| (self.others + at, endpoint));
         let mut endpoints = self.endpoints.clone();
-        let place = self.others + at;
-        if let Some(endpoint) = endpoints.get_mut(place) {
-            *endpoint = Arc::new(itself);
+        let mut deciders = Vec::new();
+        for (at, endpoint) in itself.into_iter().chain(parents) {
+            if let Some(place) = endpoints.get_mut(at) {
+                *place = Arc::new(endpoint);
+                deciders.push(at);
+            }
         }
         Failover {
             upstream: self.upstream.clone(),
@@ -142,7 +151,7 @@ impl Failover {
             peers: self.peers.clone(),
             throttle: self.throttle.clone(),
             has_answered: AtomicBool::new(false),
-            asked_to_pull: Some(place),
+            deciders,
         }
     }
 
@@ -282,6 +291,18 @@ impl Failover {
         Err(failure.map_or_else(|| self.no_endpoint(), |(_, error)| error))
     }
 
+    /// Asks the registry, its mirrors and the parents whether a repository has something. What the bucket and peers have does
+    /// not depend on the repository.
+    fn ask_whether(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+        let own = self.endpoints.iter();
+        let own = own.map(|each| (!each.is_bucket()).then(|| Arc::clone(each)));
+        let route: Vec<_> = std::iter::repeat_n(None, self.first_own()).chain(own).collect();
+        let order: Vec<usize> = (0..route.len()).collect();
+        self.ask_in(&route, &order, RateLimits::Ignore, |_, origin| {
+            origin.ask_to_pull(repository, wanted)
+        })
+    }
+
     fn no_endpoint(&self) -> UpstreamError {
         let reason = "it has no endpoints".into();
         UpstreamError::new(self.upstream.as_str(), UpstreamErrorKind::NotAllowed { reason })
@@ -355,18 +376,23 @@ impl Source for Failover {
     }
 
     fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
-        let may_be_asked = |at: usize| match self.asked_to_pull {
-            Some(itself) => at == itself,
-            None => !self.endpoints[at].is_bucket(),
-        };
-        let first = self.first_own();
-        let route = self.endpoints.iter().enumerate();
-        let route = route.map(|(at, each)| may_be_asked(at).then(|| Arc::clone(each)));
-        let route: Vec<_> = std::iter::repeat_n(None, first).chain(route).collect();
-        let order: Vec<usize> = (first..route.len()).collect();
-        self.ask_in(&route, &order, RateLimits::Ignore, |_, origin| {
-            origin.ask_to_pull(repository, wanted)
-        })
+        if self.deciders.is_empty() {
+            return self.ask_whether(repository, wanted);
+        }
+        let mut failure = None;
+        for endpoint in self.deciders.iter().map(|at| &self.endpoints[*at]) {
+            let asked = endpoint.ask(&self.upstream, RateLimits::Ignore, |origin| {
+                origin.ask_to_pull(repository, wanted)
+            });
+            match asked {
+                // A refusal is final, whoever else could be asked.
+                Err(error) if !(error.is_denied() || error.is_certainly_not_found()) => {
+                    failure.get_or_insert(error);
+                }
+                decided => return decided,
+            }
+        }
+        Err(failure.unwrap_or_else(|| self.no_endpoint()))
     }
 
     fn manifest(

@@ -20,6 +20,7 @@ use super::guarded::{EndpointStatus, GuardedEndpoint};
 use crate::introduction;
 use crate::oci::{Algorithm, Digest, Upstream};
 use crate::units::plural;
+use crate::upstream::PeerProof;
 use crate::upstream::client::{Acquaintance, EndpointKind, EndpointSettings, Registry};
 use crate::upstream::network::{Endpoint, ForeignAgents, Scheme, Timeouts};
 
@@ -146,6 +147,15 @@ impl Peers {
             }
         }
         peers
+    }
+
+    /// See [`Sources::peer_proof`](crate::upstream::Sources::peer_proof).
+    pub(super) fn proof(&self, login: Option<(&str, &str)>) -> PeerProof {
+        match self.settings.access.credentials.accept(login) {
+            Some(true) => PeerProof::Proven,
+            Some(false) => PeerProof::Missing,
+            None => PeerProof::Unproven,
+        }
     }
 
     /// The endpoints of the peers to ask for a content, in order. Fewer if this process is responsible itself, or second.

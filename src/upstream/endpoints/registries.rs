@@ -18,7 +18,7 @@ use crate::upstream::client::{EndpointCheck, EndpointKind, EndpointSettings, Reg
 use crate::upstream::network::{
     Endpoint, ForeignAgents, Guard, LazyAgent, ProxySettings, Timeouts, TlsSettings, UnlistedPorts,
 };
-use crate::upstream::{Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
+use crate::upstream::{PeerProof, Source, Sources, Standing, UpstreamError, UpstreamErrorKind};
 
 /// The settings of all upstreams.
 #[derive(Debug, Clone, Default)]
@@ -95,6 +95,8 @@ struct Listed {
     failover: Arc<Failover>,
     /// The health of the registry itself, as requests with the logins of clients find it.
     health_for_clients: Arc<Mutex<Health>>,
+    /// The same of the parents that decide, in their order.
+    health_of_parents: Vec<Arc<Mutex<Health>>>,
 }
 
 impl Listed {
@@ -232,7 +234,10 @@ impl Table {
         let failover = Arc::new(failover);
         let health_for_clients = Health::new(self.breaker);
         let upstream = settings.upstream.clone();
-        self.listed.insert(upstream, Listed { settings, failover, health_for_clients });
+        let deciding = self.parents.iter().filter(|parent| parent.decides);
+        let health_of_parents = deciding.map(|_| Health::new(self.breaker)).collect();
+        let listed = Listed { settings, failover, health_for_clients, health_of_parents };
+        self.listed.insert(upstream, listed);
     }
 
     /// The bucket as an endpoint of a registry.
@@ -407,6 +412,10 @@ impl Sources for Registries {
         self.table().bucket.as_ref().map(|(bucket, _)| bucket.clone())
     }
 
+    fn peer_proof(&self, login: Option<(&str, &str)>) -> PeerProof {
+        self.table().peers().map_or(PeerProof::Missing, |peers| peers.proof(login))
+    }
+
     fn peers(&self, content: Option<&str>) -> Vec<PeerStatus> {
         self.table().peers().map_or_else(Vec::new, |peers| peers.statuses(content))
     }
@@ -422,14 +431,24 @@ impl Sources for Registries {
             UpstreamError::new(upstream.as_str(), kind)
         };
         let listed = table.listed.get(upstream).ok_or_else(|| refuse("it is not listed"))?;
-        let at = listed.itself().ok_or_else(|| refuse("it has no endpoint of kind registry"))?;
-        let endpoint =
-            EndpointSettings { credentials: login, ..listed.settings.endpoints[at].clone() };
-        let foreign = Arc::clone(&table.foreign);
-        let registry = Registry::of_client(upstream, &endpoint, table.timeouts, foreign);
-        let health = Arc::clone(&listed.health_for_clients);
-        let itself = GuardedEndpoint::with_health(Box::new(registry), health);
-        Ok(Arc::new(listed.failover.with_login(at, itself)))
+        let with_login = |settings: &EndpointSettings, health: &Arc<Mutex<Health>>| {
+            let settings = EndpointSettings { credentials: login.clone(), ..settings.clone() };
+            let foreign = Arc::clone(&table.foreign);
+            let registry = Registry::of_client(upstream, &settings, table.timeouts, foreign);
+            GuardedEndpoint::with_health(Box::new(registry), Arc::clone(health))
+        };
+        let endpoints = &listed.settings.endpoints;
+        let itself =
+            listed.itself().map(|at| (at, with_login(&endpoints[at], &listed.health_for_clients)));
+        let deciding = table.parents.iter().enumerate().filter(|(_, parent)| parent.decides);
+        let parents: Vec<_> = deciding
+            .zip(&listed.health_of_parents)
+            .map(|((at, parent), health)| (at, with_login(parent, health)))
+            .collect();
+        if itself.is_none() && parents.is_empty() {
+            return Err(refuse("it has no endpoint of kind registry"));
+        }
+        Ok(Arc::new(listed.failover.with_login(itself, parents)))
     }
 
     fn has_credentials(&self, name: &ImageName) -> bool {
