@@ -134,7 +134,7 @@ impl Server {
         let mut lines = BufReader::new(log).lines();
         let address = loop {
             let line = lines.next().ok_or("larder exited before it listened")??;
-            if let Some((_, address)) = line.split_once("listening on ") {
+            if let Some((_, address)) = line.split_once("listening listen=") {
                 break address.to_owned();
             }
         };

@@ -220,13 +220,16 @@ impl Users {
                 let count = hashes.len();
                 // The new users count before the line is logged, so whoever reads the line can rely on it.
                 lock(&self.shared.known).replace(hashes);
-                log::info!("serverAuthConfig: reloaded {} (users: {count})", watch.path.display());
+                log::info!(file:% = watch.path.display(), count; "serverAuthConfig: reloaded");
                 (watch.stamp, watch.refused) = (stamp, None);
             }
             Err(error) => {
                 let text = error.to_string();
                 if watch.refused.as_ref() != Some(&text) {
-                    log::error!("serverAuthConfig: {text}; keeping the current users");
+                    log::error!(
+                        error = text.as_str();
+                        "serverAuthConfig: cannot reload; keeping the current users"
+                    );
                     watch.refused = Some(text);
                 }
             }

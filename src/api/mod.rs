@@ -233,12 +233,10 @@ impl Handlers {
 /// Refuses a request that this server has sent itself and that came back through another Larder.
 fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> Reply {
     log::error!(
-        "registries: request loop for {}: a request of this Larder ({}) came back through the Larder {} at {}. \
-         Each is configured as an endpoint of the other; remove one of the two entries",
-        addressing.upstream,
-        via::instance(),
-        returned.sender,
-        request.peer().ip()
+        upstream:% = addressing.upstream, peer:% = returned.sender, ip:% = request.peer().ip(),
+        instance:% = via::instance();
+        "registries: request loop: a request of this Larder came back through another Larder. Each is configured \
+         as an endpoint of the other; remove one of the two entries"
     );
     status::loop_detected(&addressing.upstream)
 }

@@ -161,7 +161,10 @@ impl Loading<'_> {
                         Err(error) => match Failure::from(error) {
                             // The registry lists a tag that it does not have.
                             Failure { retry: None, reason, .. } => {
-                                log::info!("{name}:{tag}: its date is unknown: {reason}");
+                                log::info!(
+                                    image:% = format_args!("{name}:{tag}"), error = reason.as_str();
+                                    "the date of a tag is unknown"
+                                );
                             }
                             failure => return Err(failure),
                         },

@@ -357,8 +357,8 @@ impl Loading<'_> {
                         // them to run the image.
                         Err(Failure { retry: None, reason, .. }) if child.attests.is_some() => {
                             log::info!(
-                                "{image}: skipped the attestation {}: {reason}",
-                                child.digest
+                                image:%, digest:% = child.digest, error = reason.as_str();
+                                "skipped an attestation"
                             );
                         }
                         Err(failure) => return Err(failure),

@@ -61,7 +61,7 @@ impl Committers {
             let builder = thread::Builder::new().name("committer".into()).stack_size(STACK_BYTES);
             if let Err(error) = builder.spawn(move || shared.work()) {
                 log::error!(
-                    "cannot start a committer thread: {error}; blobs are stored more slowly"
+                    error:%; "cannot start a committer thread; blobs are stored more slowly"
                 );
             }
         }

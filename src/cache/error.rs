@@ -102,12 +102,23 @@ impl CacheError {
         }
     }
 
-    /// Logs the failure of a fetch, once per fetch. Missing content is not worth a warning, since clients request it
-    /// all the time. Refused credentials are logged where they are used, at a limited rate.
-    pub(super) fn log(&self, what: &str) {
+    /// Logs that a manifest could not be fetched, once per fetch. Missing content is not worth a warning, since clients
+    /// request it all the time. Refused credentials are logged where they are used, at a limited rate.
+    pub(super) fn log_manifest(&self, image: &str) {
+        log::log!(self.log_level(), image, error:% = self; "cannot fetch the manifest");
+    }
+
+    /// The same for a blob.
+    pub(super) fn log_blob(&self, name: &ImageName, digest: &Digest) {
+        log::log!(
+            self.log_level(), digest:%, repository:% = name, error:% = self; "cannot fetch the blob"
+        );
+    }
+
+    fn log_level(&self) -> log::Level {
         match self.reason() {
-            Reason::NotFound | Reason::Denied => log::debug!("{what}: {self}"),
-            _ => log::warn!("{what}: {self}"),
+            Reason::NotFound | Reason::Denied => log::Level::Debug,
+            _ => log::Level::Warn,
         }
     }
 

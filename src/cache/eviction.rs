@@ -20,7 +20,7 @@ use super::{CacheError, lock};
 use crate::metrics::Removal;
 use crate::prune::{self, CacheLimits, Disk, Eviction, FreeSpace, PruneError, Report};
 use crate::store::StoreError;
-use crate::units::{plural, size};
+use crate::units::plural;
 
 /// How often the thread compares the disk with the watermarks.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -179,7 +179,10 @@ impl EvictionService {
         };
         work.failed = Some(self.core.now());
         let refused = self.refusal(policy, &disk, more_bytes, &why);
-        log::error!("{refused}; what does not fit is streamed to clients without being cached");
+        log::error!(
+            error:% = refused;
+            "no space for downloads; what does not fit is streamed to clients without being cached"
+        );
         Err(refused)
     }
 
@@ -229,7 +232,10 @@ impl EvictionService {
         if !policy.fits(&disk, 0) && !was_within(work.logged, LOGGED_AGAIN_AFTER, self.core.now()) {
             work.logged = Some(self.core.now());
             let refused = self.refusal(&policy, &disk, 0, &why);
-            log::error!("{refused}; what does not fit is streamed to clients without being cached");
+            log::error!(
+                error:% = refused;
+                "no space for downloads; what does not fit is streamed to clients without being cached"
+            );
         }
     }
 
@@ -284,10 +290,9 @@ impl EvictionService {
         self.note_removed(Removal::Evicted, eviction.images, eviction.freed_bytes);
         if eviction.images > 0 || eviction.freed_bytes > 0 {
             log::warn!(
-                "evicted {} and {}, {} in all",
-                plural(eviction.images, "image"),
-                plural(eviction.leftovers, "other file"),
-                size(eviction.freed_bytes)
+                images = eviction.images, files = eviction.leftovers,
+                freed_bytes = eviction.freed_bytes;
+                "evicted images and other files"
             );
         }
         ended.map(|()| eviction)

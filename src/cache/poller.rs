@@ -45,7 +45,7 @@ impl<T: Send + 'static> Poller<T> {
         let shared = Arc::clone(service);
         let run = move || run(&shared, poller, check);
         if let Err(error) = thread::Builder::new().name("poller".into()).spawn(run) {
-            log::error!("cannot start a thread to wait for another process: {error}");
+            log::error!(error:%; "cannot start a thread to wait for another process");
             let mut state = lock(&poller(service).state);
             state.is_running = false;
             let dropped = std::mem::take(&mut state.new);

@@ -184,7 +184,7 @@ impl Prefetcher {
                         requested.note(&image, PullState::Found, core.now(), None);
                     }
                     Err(error) => {
-                        log::warn!("prefetch of {image}: {error}");
+                        log::warn!(image = image.as_str(), error:%; "prefetch failed");
                         let reason = Some(error.to_string());
                         requested.note(&image, PullState::Failed, core.now(), reason);
                     }
@@ -274,7 +274,7 @@ impl Prefetcher {
                     return Visit::Stop;
                 }
                 if let Err(error) = self.manifests.fetch_by_digest(name, digest) {
-                    error.log(&format!("{name}@{digest}"));
+                    error.log_manifest(&format!("{name}@{digest}"));
                 }
                 Visit::Continue
             }
@@ -440,7 +440,9 @@ impl Prefetcher {
                     self.collect_referrers(name, content.digest(), depth + 1, found);
                 }
                 Ok(_) => {}
-                Err(error) => log::debug!("{name}@{digest}: a referrer: {error}"),
+                Err(error) => {
+                    log::debug!(digest:%, repository:% = name, error:%; "a referrer failed")
+                }
             }
             if found.len() >= REFERRERS_MAX || self.core.metadata_fetchers.is_closed() {
                 return;
@@ -459,7 +461,7 @@ impl Prefetcher {
             let page = match self.lists.fetch_list(name, &question) {
                 Ok(page) => page,
                 Err(error) => {
-                    log::debug!("{name}@{digest}: referrers: {error}");
+                    log::debug!(digest:%, repository:% = name, error:%; "cannot list referrers");
                     break;
                 }
             };

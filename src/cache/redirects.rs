@@ -24,7 +24,6 @@ use super::{Cache, lock};
 use crate::client_address::ClientAddress;
 use crate::oci::{Digest, ImageName, blob_path};
 use crate::store::OutgoingKind;
-use crate::units::duration;
 use crate::upstream::Bucket;
 
 /// A smaller response costs less than another connection.
@@ -116,10 +115,11 @@ impl Redirects {
             Next::Serve => return None,
             Next::Returned => {
                 log::warn!(
-                    "objectStore: {client} asked again for {digest}, although it was redirected to {}; it gets all \
-                     blobs from here for {}. Check that it can reach this address and trusts its certificate",
-                    self.bucket.public_url(),
-                    duration(SERVED_HERE_FOR)
+                    ip:% = client, digest:%, endpoint = self.bucket.public_url().as_str(),
+                    wait_ms = SERVED_HERE_FOR.as_secs_f64() * 1e3;
+                    "objectStore: a client asked again for a blob, although it was redirected to the bucket; it \
+                     gets all blobs from here for a while. Check that it can reach the endpoint and trusts its \
+                     certificate"
                 );
                 return None;
             }
@@ -166,13 +166,13 @@ impl Check {
             Ok(None) => bucket.note_missing(&key),
             // It may have failed for all objects.
             Err(error) => {
-                log::debug!("objectStore: {error}; clients are not redirected");
+                log::debug!(error:%; "objectStore: clients are not redirected");
                 return bucket.forget_present();
             }
         }
         // Without uploads, nothing is queued.
         if let Err(error) = core.store.queue_again(OutgoingKind::Blob, &key) {
-            log::warn!("objectStore: cannot queue {key}: {error}");
+            log::warn!(file:% = key, error:%; "objectStore: cannot queue a file");
         }
     }
 }

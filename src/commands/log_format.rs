@@ -5,6 +5,7 @@
 //! Whatever a value contains, the result is one line, and nothing in it can be taken for another field.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
 use log::{Level, Record};
@@ -14,7 +15,7 @@ use time::macros::format_description;
 
 use crate::config::LogFormat;
 use crate::oci::quoted_up_to;
-use crate::units::size;
+use crate::units::{duration, size};
 
 /// The maximum length of a message, and of the value of a field, in characters. A message of the access log quotes the
 /// target of a request, with up to 512 characters.
@@ -29,7 +30,7 @@ const TIME: &[BorrowedFormatItem<'_>] =
 enum Kind {
     /// Unchanged, in quotes if necessary.
     Plain,
-    /// Not at all, because the message contains it.
+    /// In lines about requests not at all, because their message contains it. In others unchanged, with the key of JSON.
     InMessage,
     /// Milliseconds as a duration.
     Milliseconds,
@@ -37,8 +38,10 @@ enum Kind {
     Size,
     /// Bytes per second as a rate.
     Rate,
+    /// Milliseconds as a duration of seconds, minutes or hours.
+    Wait,
 }
-use Kind::{InMessage, Milliseconds, Plain, Rate, Size};
+use Kind::{InMessage, Milliseconds, Plain, Rate, Size, Wait};
 
 /// The fields: the key in JSON, the key in the text, and how the text shows the value. Programs rely on the keys.
 const FIELDS: &[(&str, &str, Kind)] = &[
@@ -73,6 +76,42 @@ const FIELDS: &[(&str, &str, Kind)] = &[
     // Tags that move.
     ("image", "image", Plain),
     ("to", "to", Plain),
+    // Other events.
+    ("file", "file", Plain),
+    ("address", "address", Plain),
+    ("port", "port", Plain),
+    ("proxy", "proxy", Plain),
+    ("request", "request", Plain),
+    ("peer", "peer", Plain),
+    ("instance", "instance", Plain),
+    ("wait_ms", "wait", Wait),
+    ("outage_ms", "outage", Wait),
+    ("window_ms", "window", Wait),
+    ("received_bytes", "received", Size),
+    ("freed_bytes", "freed", Size),
+    ("images", "images", Plain),
+    ("blobs", "blobs", Plain),
+    ("files", "files", Plain),
+    ("damaged", "damaged", Plain),
+    ("pinned", "pinned", Plain),
+    ("dry_run", "dry_run", Plain),
+    ("connections", "connections", Plain),
+    ("closed", "closed", Plain),
+    ("count", "count", Plain),
+    ("wanted", "wanted", Plain),
+    ("limit", "limit", Plain),
+    ("remaining", "remaining", Plain),
+    ("source", "source", Plain),
+    ("entry", "entry", Plain),
+    ("pattern", "pattern", Plain),
+    ("keys", "keys", Plain),
+    ("registries", "registries", Plain),
+    ("event", "event", Plain),
+    ("signal", "signal", Plain),
+    ("thread", "thread", Plain),
+    ("effect", "effect", Plain),
+    ("feature", "feature", Plain),
+    ("capabilities", "capabilities", Plain),
     // The start.
     ("pid", "pid", Plain),
     ("uid", "uid", Plain),
@@ -91,7 +130,7 @@ const FIELDS: &[(&str, &str, Kind)] = &[
 /// The message of a record with its fields, as in the text format.
 pub(super) fn text(record: &Record<'_>) -> String {
     let mut out = quoted_up_to(TEXT_CHARS_MAX, record.args());
-    let _ = record.key_values().visit(&mut TextFields(&mut out));
+    let _ = record.key_values().visit(&mut TextFields { out: &mut out, target: record.target() });
     out
 }
 
@@ -106,7 +145,8 @@ pub(super) fn line(format: LogFormat, time: OffsetDateTime, record: &Record<'_>)
     match format {
         LogFormat::Text => {
             let _ = write!(out, "{time} {:<5} {message}", record.level());
-            let _ = record.key_values().visit(&mut TextFields(&mut out));
+            let mut fields = TextFields { out: &mut out, target: record.target() };
+            let _ = record.key_values().visit(&mut fields);
         }
         LogFormat::Json => {
             let level = level_word(record.level());
@@ -132,22 +172,46 @@ fn level_word(level: Level) -> &'static str {
     }
 }
 
-/// `access` for requests. The names of modules are not stable, so all other lines have one target.
+/// The target of the lines about requests.
+const ACCESS: &str = "access";
+
+/// The names of modules are not stable, so all lines but those about requests have one target.
 fn target_word(target: &str) -> &'static str {
-    if target == "access" { "access" } else { "larder" }
+    if target == ACCESS { ACCESS } else { "larder" }
 }
 
-struct TextFields<'a>(&'a mut String);
+/// Whether a field has a value. One without, such as `None`, is left out.
+fn has_value(value: &Value<'_>) -> bool {
+    struct Seen(bool);
+    impl VisitValue<'_> for Seen {
+        fn visit_any(&mut self, _: Value<'_>) -> Result<(), kv::Error> {
+            self.0 = true;
+            Ok(())
+        }
+
+        fn visit_null(&mut self) -> Result<(), kv::Error> {
+            Ok(())
+        }
+    }
+    let mut seen = Seen(false);
+    value.visit(&mut seen).is_ok() && seen.0
+}
+
+struct TextFields<'a> {
+    out: &'a mut String,
+    target: &'a str,
+}
 
 impl<'kvs> VisitSource<'kvs> for TextFields<'_> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
         let field = FIELDS.iter().find(|(json, ..)| *json == key.as_str());
         let (name, kind) = field.map_or((key.as_str(), Plain), |(_, text, kind)| (*text, *kind));
-        if kind == InMessage {
+        if !has_value(&value) || kind == InMessage && self.target == ACCESS {
             return Ok(());
         }
-        let _ = write!(self.0, " {name}=");
-        value.visit(TextValue { out: self.0, kind })
+        let name = if kind == InMessage { key.as_str() } else { name };
+        let _ = write!(self.out, " {name}=");
+        value.visit(TextValue { out: self.out, kind })
     }
 }
 
@@ -179,6 +243,10 @@ impl<'v> VisitValue<'v> for TextValue<'_> {
     fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
         match self.kind {
             Milliseconds => push_duration(self.out, value),
+            Wait => {
+                let wait = Duration::try_from_secs_f64(value / 1e3).unwrap_or(Duration::MAX);
+                self.out.push_str(&duration(wait).replace(' ', ""));
+            }
             _ => self.out.push_str(&value.to_string()),
         }
         Ok(())
@@ -219,6 +287,9 @@ struct JsonFields<'a>(&'a mut String);
 
 impl<'kvs> VisitSource<'kvs> for JsonFields<'_> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        if !has_value(&value) {
+            return Ok(());
+        }
         self.0.push(',');
         push_json(self.0, key.as_str());
         self.0.push(':');
@@ -283,11 +354,20 @@ mod tests {
     use super::*;
 
     fn rendered(format: LogFormat, fields: &dyn kv::Source, message: &str) -> String {
+        rendered_of("larder::cache", format, fields, message)
+    }
+
+    fn rendered_of(
+        target: &str,
+        format: LogFormat,
+        fields: &dyn kv::Source,
+        message: &str,
+    ) -> String {
         let time = OffsetDateTime::from_unix_timestamp_nanos(1_795_967_773_242_999_999).unwrap();
         let args = format_args!("{message}");
         let record = Record::builder()
             .level(Level::Info)
-            .target("larder::cache")
+            .target(target)
             .args(args)
             .key_values(&fields)
             .build();
@@ -309,7 +389,7 @@ mod tests {
             ("air_gapped", true.into()),
         ];
         assert_eq!(
-            rendered(LogFormat::Text, &fields, "GET:/v2/"),
+            rendered_of(ACCESS, LogFormat::Text, &fields, "GET:/v2/"),
             "2026-11-29T15:56:13.242Z INFO  GET:/v2/ status=200 latency=2.664ms size=45.2MB rate=1.5kB/s \
              agent=curl/8.5.0 ended=\"\" air_gapped=true"
         );
@@ -345,6 +425,25 @@ mod tests {
                 "message": message, "status": 200, "duration_ms": 2.664, "host": FORGED,
                 "air_gapped": true,
             })
+        );
+    }
+
+    #[test]
+    fn a_field_without_a_value_is_left_out_and_a_path_is_shown_unless_the_message_has_it() {
+        let fields: &[(&str, Value<'_>)] = &[
+            ("error", Value::null()),
+            ("path", "/v2/".into()),
+            ("wait_ms", 125_000.4.into()),
+            ("window_ms", 21_600_000.0.into()),
+        ];
+        assert_eq!(
+            rendered(LogFormat::Text, &fields, "panic"),
+            "2026-11-29T15:56:13.242Z INFO  panic path=/v2/ wait=2min5s window=6h"
+        );
+        assert!(
+            rendered(LogFormat::Json, &fields, "panic").ends_with(
+                r#""panic","path":"/v2/","wait_ms":125000.400,"window_ms":21600000.000}"#
+            )
         );
     }
 

@@ -94,14 +94,15 @@ fn write_all(
 
 /// The line that reports lost lines, in the format of all other lines.
 fn lost_line(count: u64, format: LogFormat) -> String {
-    let lines = if count == 1 { "line was" } else { "lines were" };
     let mut record = Record::builder();
     record.level(Level::Warn).target(module_path!());
+    let fields = [("count", count)];
     let line = log_format::line(
         format,
         OffsetDateTime::now_utc(),
         &record
-            .args(format_args!("{count} log {lines} lost because the reader of the log is slow"))
+            .key_values(&fields)
+            .args(format_args!("log lines were lost because the reader of the log is slow"))
             .build(),
     );
     line + "\n"
@@ -184,8 +185,9 @@ mod tests {
         assert_eq!(lines.len(), 1 + QUEUE_MAX + 1);
         assert_eq!((lines[0], lines[2]), ("line 0", "line 1"));
         assert!(
-            lines[1]
-                .ends_with(" WARN  7 log lines were lost because the reader of the log is slow"),
+            lines[1].ends_with(
+                " WARN  log lines were lost because the reader of the log is slow count=7"
+            ),
             "{}",
             lines[1]
         );

@@ -78,7 +78,7 @@ fn outgoing_tls(settings: &Settings) -> impl Iterator<Item = (String, &TlsSettin
 /// Logs the remarks on settings that take effect.
 pub(super) fn warn_of(settings: &Settings) {
     for remark in remarks(settings) {
-        log::log!(remark.level, "{}", remark.text);
+        log::log!(remark.level, error = remark.text.as_str(); "a setting needs attention");
     }
 }
 
@@ -255,7 +255,7 @@ impl Running {
         match Users::load(wanted) {
             Ok(users) => self.api.set_users(Some(Arc::new(users))),
             Err(error) => {
-                log::error!("serverAuthConfig: {error}; the previous users stay in effect")
+                log::error!(error:%; "serverAuthConfig: the previous users stay in effect")
             }
         }
     }
@@ -371,7 +371,10 @@ impl Reloader {
             Ok(settings) => self.apply(settings, why),
             Err(error) => {
                 if self.is_news(&error, why) {
-                    log::error!("{error}; the previous configuration stays in effect");
+                    log::error!(
+                        error = error.as_str();
+                        "the configuration is refused; the previous configuration stays in effect"
+                    );
                     let since = SystemTime::now();
                     self.running.configuration.change(|report| {
                         report.refused = Some((since, error.clone()));
@@ -400,12 +403,20 @@ impl Reloader {
         if why == Why::Hangup {
             self.running.registries.refresh();
         }
-        let because = if why == Why::Hangup { "SIGHUP" } else { "the file has changed" };
-        let at_once = self.in_effect.differences(&settings).at_once;
-        log::info!("configuration reloaded ({because}): {}", summary(&at_once, &changes));
+        let at_once = self.in_effect.differences(&settings).at_once.join(", ");
+        let (keys, registries) = (at_once.as_str(), changes.to_string());
+        let registries = Some(registries.as_str()).filter(|text| !text.is_empty());
+        match why {
+            Why::Hangup => log::info!(keys, registries; "configuration reloaded after SIGHUP"),
+            Why::Change | Why::Refused => {
+                log::info!(keys, registries; "changed configuration reloaded");
+            }
+        }
         if !after_restart.is_empty() {
-            let keys = after_restart.join(", ");
-            log::warn!("configuration: {keys} changed; they take effect after a restart");
+            log::warn!(
+                keys = after_restart.join(", ").as_str();
+                "configuration: the changes of some keys take effect after a restart"
+            );
         }
         warn_of(&settings);
         self.running.configuration.change(|report| {
@@ -421,16 +432,6 @@ impl Reloader {
     /// Whether this refusal has not been logged yet.
     fn is_news(&self, error: &str, why: Why) -> bool {
         why != Why::Refused || self.refused.as_deref() != Some(error)
-    }
-}
-
-/// The changes that took effect, for the log.
-fn summary(keys: &[&str], changes: &RegistryChanges) -> String {
-    let changes = changes.to_string();
-    match (keys.is_empty(), changes.is_empty()) {
-        (true, true) => "no changes".into(),
-        (false, true) => format!("{} changed", keys.join(", ")),
-        (_, false) => format!("{} changed (registries: {changes})", keys.join(", ")),
     }
 }
 

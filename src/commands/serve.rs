@@ -31,7 +31,6 @@ use crate::http::{self, ClientAuth, Controller, Server, ServerTls};
 use crate::image_sync::{self, ImageSync, PRELOAD, Schedule, SyncEntry};
 use crate::introduction;
 use crate::store::Store;
-use crate::units::plural;
 use crate::upstream::{ProxySettings, Registries, Sources};
 use crate::users::Users;
 
@@ -137,7 +136,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     if !settings.cache.air_gapped {
         proxies(&settings.upstream.proxies);
     }
-    log::info!("listening on {}", server.address());
+    log::info!(listen:% = server.address(); "listening");
     if settings.resume_on_start {
         cache.resume_downloads();
     }
@@ -150,8 +149,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
         management.iter().for_each(Controller::drain);
     }
     let report = refusing.finish();
-    let finished = plural(report.finished, "connection");
-    log::info!("drained: {finished} finished, {} closed by force", report.cut);
+    log::info!(connections = report.finished, closed = report.cut; "drained");
     management.iter().for_each(Controller::drain);
     // The failures that follow are not those of the images.
     sync.stop();
@@ -189,7 +187,10 @@ fn start_tier(
     let uploads = UploadThread::start(cache.clone(), bucket.clone(), tier.uploads.clone());
     let uploads = uploads.map_err(failed)?;
     if tier.redirects {
-        log::info!("objectStore: large cached blobs are redirected to {}", bucket.public_url());
+        log::info!(
+            endpoint = bucket.public_url().as_str();
+            "objectStore: large cached blobs are redirected to the bucket"
+        );
         cache.redirect_to(bucket.clone(), REDIRECTED_BYTES_MIN);
     }
     let (configured, status) = (tier.sweeps, cache.clone());
@@ -206,13 +207,15 @@ fn start_tier(
 fn import_hello_world(store: &Store, now: SystemTime) {
     let source = BundleSource::Memory { name: "helloWorld", tar: hello::bundle().into() };
     let import_settings = ImportSettings { name: None, now };
-    let result = bundle::import(store, &source, &import_settings, &mut |event| {
-        if !matches!(event, ImportEvent::Progress { .. }) {
-            log::info!("helloWorld: {event}");
+    let result = bundle::import(store, &source, &import_settings, &mut |event| match &event {
+        ImportEvent::Progress { .. } => {}
+        ImportEvent::Imported { reference, digest, .. } => {
+            log::info!(image = *reference, digest:%; "helloWorld: image imported");
         }
+        failed => log::error!(error:% = failed; "helloWorld: cannot import the image"),
     });
     if let Err(error) = result {
-        log::error!("helloWorld: cannot import the image: {error}");
+        log::error!(error:%; "helloWorld: cannot import the image");
     }
 }
 
@@ -285,12 +288,12 @@ fn listen(
         .spawn(move || server.run())
         .map_err(|source| CommandError::System { doing: "serve the management port", source })?;
     match listener.scope {
-        Scope::Health => log::info!("health on http://{address}/health"),
-        Scope::Metrics => log::info!("metrics on http://{address}/metrics"),
+        Scope::Health => log::info!(health:% = address; "serving health"),
+        Scope::Metrics => log::info!(metrics:% = address; "serving metrics"),
         Scope::HealthAndMetrics => {
-            log::info!("health and metrics on http://{address}/health and /metrics");
+            log::info!(health:% = address, metrics:% = address; "serving health and metrics");
         }
-        Scope::Everything => log::info!("management on http://{address}/"),
+        Scope::Everything => log::info!(management:% = address; "serving the management port"),
     }
     Ok(controller)
 }
@@ -324,25 +327,38 @@ fn handle_signals(
             if signal == SIGHUP {
                 hang_up(&hangups);
             } else if !std::mem::replace(&mut is_draining, true) {
-                let clients = match drain {
-                    http::Drain::Refuse => "new clients are refused",
-                    http::Drain::Serve => "clients are served until no response is running",
-                    http::Drain::Handover => {
-                        "clients are served until another server listens or no response is running"
-                    }
-                };
-                log::info!(
-                    "{name}: draining; responses in progress are finished, {clients}, a second signal ends them"
-                );
+                log_drain(name, drain);
                 service::stopping();
                 controller.drain();
             } else {
-                log::warn!("{name} again: closing the remaining connections");
+                log::warn!(
+                    signal = name; "closing the remaining connections after a second signal"
+                );
                 controller.stop_now();
             }
         }
     };
     thread::Builder::new().name("signals".into()).spawn(watch).map(drop).map_err(unwatched)
+}
+
+fn log_drain(signal: &str, drain: http::Drain) {
+    match drain {
+        http::Drain::Refuse => log::info!(
+            signal;
+            "draining; responses in progress are finished, new clients are refused, a second signal \
+             ends them"
+        ),
+        http::Drain::Serve => log::info!(
+            signal;
+            "draining; responses in progress are finished, clients are served until no response is \
+             running, a second signal ends them"
+        ),
+        http::Drain::Handover => log::info!(
+            signal;
+            "draining; responses in progress are finished, clients are served until another server \
+             listens or no response is running, a second signal ends them"
+        ),
+    }
 }
 
 fn hang_up(hangups: &SyncSender<()>) {
@@ -374,8 +390,9 @@ fn affordable(wanted: usize) -> usize {
     let granted = wanted.min(affordable.unwrap_or(wanted)).max(1);
     if granted < wanted {
         log::info!(
-            "the limit of {current} open files allows {granted} connections instead of {wanted}; \
-             raise it (ulimit -n, LimitNOFILE=) or lower maxConnections"
+            limit = current, connections = granted, wanted;
+            "the limit of open files allows fewer connections; raise it (ulimit -n, LimitNOFILE=) or lower \
+             maxConnections"
         );
     }
     granted
@@ -436,14 +453,17 @@ fn tls(settings: &Settings) -> &'static str {
 
 /// Logs the proxies from the environment.
 fn proxies(settings: &ProxySettings) {
-    for (scheme, proxy) in [("http", &settings.http), ("https", &settings.https)] {
-        if let Some(proxy) = proxy {
-            log::info!("proxy for {scheme} registries: {proxy}");
-        }
+    if let Some(proxy) = &settings.http {
+        log::info!(proxy:%; "a proxy is used for http registries");
+    }
+    if let Some(proxy) = &settings.https {
+        log::info!(proxy:%; "a proxy is used for https registries");
     }
     if settings.http.is_some() || settings.https.is_some() {
         for entry in settings.no_proxy.misunderstood() {
-            log::warn!("NO_PROXY: {entry} is not a name, address or network and is ignored");
+            log::warn!(
+                entry; "NO_PROXY: an entry is not a name, address or network and is ignored"
+            );
         }
     }
 }

@@ -11,7 +11,7 @@ pub(super) fn ready(status: &str) {
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
-        Err(error) => log::debug!("cannot notify the service manager of a reload: {error}"),
+        Err(error) => log::debug!(error:%; "cannot notify the service manager of a reload"),
     }
 }
 
@@ -23,6 +23,6 @@ pub(super) fn stopping() {
 /// Failing to notify is not a reason to stop serving.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        log::warn!("cannot notify the service manager (NOTIFY_SOCKET): {error}");
+        log::warn!(error:%; "cannot notify the service manager (NOTIFY_SOCKET)");
     }
 }

@@ -120,13 +120,16 @@ fn deliver(
         let reason = &error.reason;
         if !error.is_temporary || waited + wait > GIVEN_UP_AFTER {
             events.note_dropped();
-            log::error!("events: the webhook did not receive {}: {reason}", event.event.is);
+            log::error!(
+                event:% = event.event.is, error = reason.as_str();
+                "events: the webhook did not receive an event"
+            );
             return true;
         }
         if waited.is_zero() {
             log::warn!(
-                "events: the webhook did not receive {}: {reason}; retrying",
-                event.event.is
+                event:% = event.event.is, error = reason.as_str();
+                "events: the webhook did not receive an event; retrying"
             );
         }
         waited += wait;

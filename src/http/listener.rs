@@ -77,7 +77,7 @@ fn wait(listeners: &[TcpListener], shared: &Shared, timeout: Option<Duration>) {
     match poll(&mut watched, timeout.as_ref()) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => {
-            log::error!("cannot wait for clients: {errno}");
+            log::error!(error:% = errno; "cannot wait for clients");
             std::thread::sleep(ACCEPT_BACKOFF);
         }
     }
@@ -150,7 +150,7 @@ impl Shortage {
         self.resting |= !one_was_closed;
         if !self.logged {
             self.logged = true;
-            log::error!("cannot accept clients, retrying: {errno}");
+            log::error!(error:% = errno; "cannot accept clients, retrying");
         }
     }
 

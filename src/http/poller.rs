@@ -57,7 +57,7 @@ fn wait(shared: &Shared, events: &mut Vec<epoll::Event>, until: Instant) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(errno) => {
             // This should be impossible; the pause prevents a busy loop.
-            log::error!("cannot wait for sockets: {errno}");
+            log::error!(error:% = errno; "cannot wait for sockets");
             std::thread::sleep(SCAN_INTERVAL);
         }
     }

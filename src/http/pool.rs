@@ -23,7 +23,7 @@ fn work(shared: &Shared) {
         // frees its slot.
         let served = catch_unwind(AssertUnwindSafe(|| serve(shared, &mut worker, connection)));
         if let Err(panic) = served {
-            log::error!("a connection was lost to a panic: {}", panic_text(&*panic));
+            log::error!(error:% = panic_text(&*panic); "a connection was lost to a panic");
         }
         shared.busy_workers.fetch_sub(1, Ordering::Relaxed);
     }
@@ -75,7 +75,7 @@ impl Threads {
         if let Some(poller) = self.poller.take()
             && let Err(panic) = poller.join()
         {
-            log::error!("the poller panicked: {}", panic_text(&*panic));
+            log::error!(error:% = panic_text(&*panic); "the poller panicked");
         }
         for _ in &self.workers {
             self.shared.table.stop_one_worker();
@@ -83,7 +83,7 @@ impl Threads {
         let stuck = self.shared.table.open();
         if stuck > 0 {
             let stuck = plural(stuck, "connection");
-            log::warn!("abandoning {stuck} whose handlers have not returned");
+            log::warn!(count = stuck; "abandoning connections whose handlers have not returned");
             self.workers.clear();
         }
         for worker in self.workers.drain(..) {

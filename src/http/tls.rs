@@ -183,9 +183,11 @@ impl ServerTls {
             Ok(config) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
                 let cert = watch.settings.identity.cert.display();
-                log::info!("serverTlsConfig: reloaded {cert}");
+                log::info!(file:% = cert; "serverTlsConfig: reloaded");
                 for expired in watch.settings.expired(SystemTime::now()) {
-                    log::error!("serverTlsConfig: {expired}");
+                    log::error!(
+                        error:% = expired; "serverTlsConfig: a certificate is not valid now"
+                    );
                 }
                 (watch.stamp, watch.refused) = (stamp, None);
             }
@@ -194,7 +196,10 @@ impl ServerTls {
                 match &mut watch.refused {
                     Some((known, is_logged)) if *known == text => {
                         if !std::mem::replace(is_logged, true) {
-                            log::error!("serverTlsConfig: {text}; keeping the current certificate");
+                            log::error!(
+                                error = text.as_str();
+                                "serverTlsConfig: cannot reload; keeping the current certificate"
+                            );
                         }
                     }
                     other => *other = Some((text, false)),

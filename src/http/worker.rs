@@ -102,7 +102,7 @@ impl Worker {
     pub(super) fn report_ending(&self, request: &Request, ending: &Ending) {
         let reported = catch_panic(|| self.service.handler.finished(request, ending));
         if let Err(message) = reported {
-            log::error!("panic after the response to {}: {message}", request.path());
+            log::error!(path = request.path(), error = message.as_str(); "panic after a response");
         }
     }
 }

@@ -12,7 +12,7 @@ use super::run::{Kept, Observer, attempt as make_attempt};
 use super::table::{Attempt, Attempted, Requested, SyncStatus, Table};
 use crate::cache::Cache;
 use crate::events::{Event, EventType};
-use crate::units::{duration, plural};
+use crate::units::plural;
 
 /// How often the thread checks whether an entry is due.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -171,7 +171,7 @@ impl Shared {
             let suspension = self.suspension();
             if suspension != said && self.lock().table.entries().next().is_some() {
                 match suspension {
-                    Some(why) => log::info!("sync: nothing is loaded: {}", why.as_str()),
+                    Some(why) => log::info!(error = why.as_str(); "sync: nothing is loaded"),
                     None => log::info!("sync: images are loaded again"),
                 }
                 said = suspension;
@@ -221,7 +221,7 @@ impl Shared {
         match store.note_synced_pins(&pinned) {
             Ok(()) => self.lock().are_pins_outdated = false,
             // It is tried again, without further lines.
-            Err(error) if is_new => log::warn!("sync: cannot pin the images: {error}"),
+            Err(error) if is_new => log::warn!(error:%; "sync: cannot pin the images"),
             Err(_) => {}
         }
     }
@@ -238,7 +238,7 @@ impl Shared {
         if store.is_writable()
             && let Err(error) = store.note_synced_pins(&all)
         {
-            log::warn!("sync: cannot pin the images: {error}");
+            log::warn!(error:%; "sync: cannot pin the images");
         }
     }
 
@@ -286,7 +286,7 @@ impl Shared {
             cache.events().record(cache.now(), event);
         }
         if has_ended && let Err(error) = cache.store().put_sync_records(&records) {
-            log::warn!("sync: cannot record the run of {}: {error}", entry.name);
+            log::warn!(entry = entry.name.as_str(), error:%; "sync: cannot record the run");
         }
     }
 }
@@ -296,18 +296,21 @@ fn report(name: &str, attempted: &Attempted) {
     let missing: Vec<(&str, &str)> = attempted.missing().collect();
     if let Some(wait) = attempted.next_wait() {
         for (image, reason) in missing.iter().take(LOGGED_MAX) {
-            log::info!("sync: {name}: {image}: {reason}; retrying in {}", duration(wait));
+            log::info!(
+                entry = name, image, wait_ms = wait.as_secs_f64() * 1e3, error = reason;
+                "sync: not loaded; retrying"
+            );
         }
         return;
     }
     for (image, reason) in missing.iter().take(LOGGED_MAX) {
-        log::warn!("sync: {name}: {image}: {reason}");
+        log::warn!(entry = name, image, error = reason; "sync: not loaded");
     }
     for (image, reason) in attempted.unconfirmed().take(LOGGED_MAX) {
-        log::info!("sync: {name}: {image}: cached, but not confirmed: {reason}");
+        log::info!(entry = name, image, error = reason; "sync: cached, but not confirmed");
     }
     let (present, all) = (attempted.outcomes.len() - missing.len(), attempted.outcomes.len());
-    log::info!("sync: {name}: {present} of {} in the cache", plural(all, "image"));
+    log::info!(entry = name, images = present, wanted = all; "sync: finished");
 }
 
 /// An attempt under way.

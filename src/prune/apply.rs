@@ -260,7 +260,7 @@ impl<'a> Round<'a> {
         for place in self.images().filter(|place| gone.contains(place)) {
             report.removed += 1;
             let name = self.catalogue.full_reference(&self.catalogue.images[place]);
-            log::info!("removed {name}");
+            log::info!(image = name.as_str(); "removed an image");
             if report.images.len() < NAMED_MAX {
                 report.images.push(name);
             }

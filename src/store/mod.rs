@@ -194,7 +194,9 @@ impl Store {
     /// descriptors or space were missing, or before a volume became writable.
     pub fn probe(&self) {
         if !self.is_writable() && self.inner.layout.probe(self.inner.fsync) {
-            log::info!("the cache directory {} can be written again", self.root().display());
+            log::info!(
+                directory:% = self.root().display(); "the cache directory can be written again"
+            );
             self.inner.writable.store(true, Ordering::Release);
             self.note_unknown_changes();
         }

@@ -107,7 +107,7 @@ impl Site {
         watch: &Arc<Mutex<W>>,
     ) -> (Program, Option<SocketAddr>) {
         let program = self.start(&["serve", "--port", "0", "--host", "127.0.0.1"], watch);
-        let address = program.wait_for("listening on ");
+        let address = program.wait_for("listening listen=");
         let address = address.map(|address| address.trim().parse().expect("an address"));
         (program, address)
     }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use crate::support::client::{Connection, request};
 use crate::support::larder::{blob, manifest};
-use crate::support::process::Process;
-use crate::support::site::{NamedImage, Site, address_in};
+use crate::support::process::{Process, address_in};
+use crate::support::site::{NamedImage, Site};
 use crate::support::{FakeRegistry, Image, Response};
 
 const NO_SNIFFING: &str = "x-content-type-options";
@@ -195,8 +195,8 @@ fn registries_requested_by_other_clients_are_not_disclosed() {
         registry.host()
     );
     let process = Process::serve_file(directory.path(), &text);
-    let health = address_in(&process.banner, "health on http://");
-    let metrics = address_in(&process.banner, "metrics on http://");
+    let health = address_in(&process.banner, "serving health", "health");
+    let metrics = address_in(&process.banner, "serving metrics", "metrics");
     let target = format!("{}?ns=secret-project.invalid", manifest("a/b", "1"));
     assert_ne!(request(process.address, "GET", &target, &[]).status, 200);
     for (at, target) in [(health, "/health?verbose"), (metrics, "/metrics")] {

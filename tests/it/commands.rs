@@ -210,7 +210,7 @@ fn preloaded_images_are_cached_without_a_client() {
     fs::write(&list, format!("{}/{REPOSITORY}:v1\n", registry.host())).expect("a file");
     let list = list.display().to_string();
     let mut process = Process::serve_and(directory.path(), &registry, &["--preload-images", &list]);
-    process.wait_until_it_logs("preload: 1 of 1 image in the cache");
+    process.wait_until_it_logs("sync: finished entry=preload images=1 wanted=1\n");
     registry.stop();
     for each in image.blobs() {
         assert!(get(process.address, &blob(REPOSITORY, &each.digest)).body == each.bytes);

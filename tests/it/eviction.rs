@@ -67,7 +67,7 @@ fn least_recently_used_image_is_evicted_for_a_pull_that_does_not_fit() {
     site.wait_for(new);
     assert_eq!(kept(&site, &images), [true, false, true]);
     assert!(!site.has(&images[1].image.layers()[0].digest));
-    server.process.wait_until_it_logs("evicted 1 image and 0 other files");
+    server.process.wait_until_it_logs("other files images=1 files=0 ");
     assert_eq!((server.metric(EVICTED), server.metric(PASSED_THROUGH)), (1.0, 0.0));
     let status = server.api("status");
     assert_eq!(status["counts"]["imagesEvicted"], 1);
@@ -100,7 +100,7 @@ fn image_is_not_evicted_before_its_upload() {
     let new = &images[3];
     // Its first bytes fit, but nothing may be evicted for the rest.
     new.pull(server.address());
-    let line = server.wait_for_log(" ERROR not enough");
+    let line = server.wait_for_log("error=\"not enough");
     assert!(line.contains(", or waits for its upload to the bucket (3 images)"), "{line}");
     assert!(!site.has_all(new));
     assert_eq!(kept(&site, &images), [true, true, true]);
@@ -202,12 +202,8 @@ fn partial_download_is_evicted_in_its_turn() {
         assert_eq!(server.api("flights")["partials"][0]["bytes"], 1_500_000);
         new.pull(server.address());
         site.wait_for(&new);
-        let message = server.process.wait_until_it_logs(" in all");
-        let expected = if stays {
-            "evicted 1 image and 0 other files"
-        } else {
-            "evicted 0 images and 1 other file,"
-        };
+        let message = server.process.wait_until_it_logs("evicted images and other files");
+        let expected = if stays { " images=1 files=0 " } else { " images=0 files=1 " };
         assert!(message.contains(expected), "{message}");
         assert_eq!((!partials().is_empty(), site.has_all(&old)), (stays, !stays));
     }
@@ -255,9 +251,9 @@ fn limit_lowered_by_a_reload_is_enforced_in_the_background() {
     for (cap, kept_now) in [("2600kB", [true, false, true]), ("1500kB", [true, false, false])] {
         site.configure(&format!("cacheSize: {cap}"));
         server.process.signal("HUP");
-        let message = server.process.wait_until_it_logs("configuration reloaded (SIGHUP)");
+        let message = server.process.wait_until_it_logs("configuration reloaded after SIGHUP");
         assert!(message.contains("cacheSize"), "{message}");
-        server.process.wait_until_it_logs("evicted 1 image");
+        server.process.wait_until_it_logs("other files images=1 ");
         assert_eq!(kept(&site, &images), kept_now);
     }
     // The list soon shows what is left.
@@ -315,7 +311,7 @@ fn eviction_begins_in_the_background_before_the_limit() {
     let new = &images[3];
     new.pull(server.address());
     site.wait_for(new);
-    server.process.wait_until_it_logs("evicted 1 image");
+    server.process.wait_until_it_logs("other files images=1 ");
     assert_eq!(kept(&site, &images), [true, false, true]);
     assert_eq!(server.metric(PASSED_THROUGH), 0.0);
 }
@@ -331,7 +327,7 @@ fn tag_lists_count_and_are_evicted_before_images_used_later() {
         set_back(&path, Duration::from_secs(5 * 3600));
     }
     let mut server = serve(&site, LIMIT);
-    server.process.wait_until_it_logs("evicted 0 images and");
+    server.process.wait_until_it_logs("other files images=0 ");
     until("the low watermark", || files(&lists).len() <= 4);
     assert_eq!(kept(&site, &images), [true; 3]);
 }

@@ -71,7 +71,7 @@ fn reload_does_not_change_the_hello_setting() {
     let reload = |process: &mut Process, directory: &std::path::Path, text: &str| {
         Process::put_config(directory, &format!("{CLOSED}{text}"));
         process.signal("HUP");
-        process.wait_until_it_logs("helloWorld changed; they take effect after a restart");
+        process.wait_until_it_logs("take effect after a restart keys=helloWorld\n");
     };
     let directory = tempfile::tempdir().expect("a directory");
     let mut process = serve(directory.path());

@@ -95,7 +95,7 @@ fn reload_adds_an_entry_and_keeps_the_state_of_others() {
          - {name: base, images: ['base:1'], cron: '0 3 * * *'}",
     );
     server.process.signal("HUP");
-    server.process.wait_until_it_logs("configuration reloaded (SIGHUP): sync changed");
+    server.process.wait_until_it_logs("configuration reloaded after SIGHUP keys=sync");
     until("the run of the new entry", || entry(&server, "base")["runs"] == 1);
     site.wait_for(&other);
     let apps = entry(&server, "apps");
@@ -113,7 +113,7 @@ fn image_that_does_not_fit_is_missing_and_not_downloaded_again_and_again() {
     server.wait_until_counted();
     site.configure("cacheSize: 100kB\nsync: [{name: apps, images: ['app:v1'], every: 1h}]");
     server.process.signal("HUP");
-    server.process.wait_until_it_logs("configuration reloaded (SIGHUP): sync changed");
+    server.process.wait_until_it_logs("configuration reloaded after SIGHUP keys=sync");
     until("the run to end", || entry(&server, "apps")["runs"] == 1);
     let shown = entry(&server, "apps");
     assert_eq!((&shown["images"], &shown["missingImages"]), (&json!(0), &json!(1)), "{shown}");

@@ -30,7 +30,7 @@ fn two_larders_in_a_loop_fail_at_once_and_name_each_other() {
         let got = get(first.address, &path);
         assert_eq!(got.status, 508, "{got:?}");
     }
-    let line = first.wait_until_it_logs("request loop for");
+    let line = first.wait_until_it_logs("request loop: ");
     let names = line.matches("larder-").count();
     assert!(names == 2 && line.contains("reg.test") && line.contains("ERROR"), "{line}");
 }

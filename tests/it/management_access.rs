@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::support::client::{get, request};
 use crate::support::openapi::Description;
-use crate::support::process::Process;
-use crate::support::site::{Site, TOKEN, address_in};
+use crate::support::process::{Process, address_in};
+use crate::support::site::{Site, TOKEN};
 use crate::support::{FakeRegistry, Response, absent_digest};
 
 #[test]
@@ -73,7 +73,7 @@ fn changes_require_the_token_and_local_reads_do_not() {
     assert!(got.status == 403 && got.text().contains("see the log for the reason"), "{got:?}");
     assert_eq!(server.api("pins")["pins"].as_array().map(Vec::len), Some(2));
     let log = server.log();
-    assert!(log.contains("management: wrong token from 127.0.0.1"), "{log}");
+    assert!(log.contains("management: wrong token (logged once a minute) ip=127.0.0.1"), "{log}");
     for secret in [TOKEN, "another", "gu3ssed"] {
         assert!(!log.contains(secret), "{log}");
     }
@@ -88,7 +88,7 @@ fn changes_are_forbidden_without_a_token_file() {
         registry.url("")
     );
     let process = Process::serve_file(directory.path(), &text);
-    let management = address_in(&process.banner, "management on http://");
+    let management = address_in(&process.banner, "serving the management port", "management");
     for headers in [&[][..], &[("Authorization", "Bearer ")], &[("Authorization", "Bearer x")]] {
         let got = request(management, "POST", "/api/v1/pins?pattern=a", headers);
         assert!(got.status == 403 && got.text().contains("management.tokenFile"), "{got:?}");

@@ -141,7 +141,7 @@ fn configuration_is_shown_without_secrets_and_a_refused_file_is_a_problem() {
 
     site.configure("");
     server.process.signal("HUP");
-    server.wait_for_log("configuration reloaded (SIGHUP)");
+    server.wait_for_log("configuration reloaded after SIGHUP");
     until("the reload", || server.api("configuration")["refused"].is_null());
     let after_restart = server.api("configuration")["afterRestart"].clone();
     assert_eq!(after_restart, json!(["objectStore"]));

@@ -53,7 +53,9 @@ fn cancelled_download_disconnects_its_client_and_is_resumed_from_the_partial() {
     assert!(get(server.address(), &path).body == content);
     assert_eq!(server.metric("larder_download_resumes_total"), 1.0);
     let log = server.log();
-    assert!(log.contains(&format!("cancelled {digest} from docker.io for 127.0.0.1")), "{log}");
+    let line =
+        format!("management: download cancelled digest={digest} upstream=docker.io ip=127.0.0.1\n");
+    assert!(log.contains(&line), "{log}");
 }
 
 #[test]
@@ -159,7 +161,10 @@ fn prune_by_the_api_removes_selected_images_and_updates_the_list() {
     assert_eq!(server.metric("larder_removed_images_total{why=\"pruned\"}"), 4.0);
     server.wait_for_images(0);
     let log = server.log();
-    assert!(log.contains("pruned 3 images, ") && log.contains("for 127.0.0.1"), "{log}");
+    assert!(
+        log.contains("management: pruned images=3 ") && log.contains(" ip=127.0.0.1\n"),
+        "{log}"
+    );
 }
 
 #[test]
@@ -190,8 +195,8 @@ fn failed_prefetch_is_reported_with_its_reason() {
     let site = Site::new(&registry, "");
     let mut server = site.serve();
     assert_eq!(server.call("POST", "prefetch?image=app:2").status, 202);
-    server.wait_for_log("prefetching docker.io/library/app:2 for 127.0.0.1");
-    let message = server.wait_for_log("prefetch of docker.io/library/app:2: ");
+    server.wait_for_log("prefetch started image=docker.io/library/app:2 ip=127.0.0.1");
+    let message = server.wait_for_log("prefetch failed image=docker.io/library/app:2 ");
     assert!(message.contains(" WARN ") && message.contains("no such content"), "{message}");
     assert_eq!(registry.take_unscripted(), ["GET /v2/library/app/manifests/2"]);
 }

@@ -6,7 +6,7 @@ use std::thread;
 
 use crate::support::client::{Connection, get};
 use crate::support::larder::{blob, manifest};
-use crate::support::process::{Process, run};
+use crate::support::process::{Process, address_in, run};
 use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -268,15 +268,14 @@ fn members_with_other_settings_work_together_and_the_difference_is_named() {
     for layer in image.layers() {
         assert!(get(address, &blob(&name(), &layer.digest)).body == layer.bytes);
     }
-    let line = group.larders[1].wait_until_it_logs("differs from this Larder in ");
+    let line = group.larders[1].wait_until_it_logs("other settings than this Larder");
     let other = format!("http://{}", group.larders[0].address);
     assert!(
-        line.contains(&format!("peers: {other} differs from this Larder in tagTtl; ")),
+        line.contains("peers: ") && line.contains(&format!(" endpoint={other} keys=tagTtl\n")),
         "{line}"
     );
-    let management = group.larders[1].banner.split("management on http://").nth(1).expect("a line");
-    let (_, port) =
-        management.split('/').next().expect("an address").split_once(':').expect("a port");
+    let port =
+        address_in(&group.larders[1].banner, "serving the management port", "management").port();
     let file = group.directories[1].path().join("command.yaml");
     std::fs::write(&file, config.replace("{port: 0}", &format!("{{port: {port}}}")))
         .expect("a file can be written");

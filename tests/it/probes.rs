@@ -4,8 +4,8 @@ use serde_json::json;
 
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest, until};
-use crate::support::process::Process;
-use crate::support::site::{NamedImage, Site, address_in};
+use crate::support::process::{Process, address_in};
+use crate::support::site::{NamedImage, Site};
 use crate::support::{FakeRegistry, Image, reserve_port};
 
 #[test]
@@ -183,8 +183,8 @@ fn with_ports(registry: &FakeRegistry, keys: &str) -> (Process, tempfile::TempDi
 fn health_and_metrics_have_separate_ports_like_the_reference_server() {
     let registry = FakeRegistry::start();
     let (process, _directory) = with_ports(&registry, "health: 0\nmetrics: 0");
-    let health = address_in(&process.banner, "health on http://");
-    let metrics = address_in(&process.banner, "metrics on http://");
+    let health = address_in(&process.banner, "serving health", "health");
+    let metrics = address_in(&process.banner, "serving metrics", "metrics");
     let answers = |at, paths: &[&str]| -> Vec<u16> {
         paths.iter().map(|path| get(at, path).status).collect()
     };
@@ -210,7 +210,9 @@ fn health_and_metrics_may_share_a_port_with_each_other_and_with_management() {
     let port = one.port();
     let (process, _directory) = with_ports(&registry, &format!("health: {port}\nmetrics: {port}"));
     assert!(
-        process.banner.contains(&format!("health and metrics on http://{one}/")),
+        process
+            .banner
+            .contains(&format!("serving health and metrics health={one} metrics={one}\n")),
         "{}",
         process.banner
     );
@@ -221,6 +223,6 @@ fn health_and_metrics_may_share_a_port_with_each_other_and_with_management() {
     drop(process);
     let keys = format!("health: {port}\nmetrics: {port}\nmanagement: {{port: {port}}}");
     let (process, _directory) = with_ports(&registry, &keys);
-    assert_eq!(address_in(&process.banner, "management on http://"), one);
+    assert_eq!(address_in(&process.banner, "serving the management port", "management"), one);
     assert_eq!(statuses(&paths), [200; 5]);
 }

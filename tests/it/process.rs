@@ -404,9 +404,9 @@ fn environment_proxies_are_used_and_logged_without_credentials() {
             ("SSL_CERT_FILE", &roots),
         ],
     );
-    let message = format!("proxy for https registries: {}\n", proxy.url());
+    let message = format!("a proxy is used for https registries proxy={}\n", proxy.url());
     assert!(process.banner.contains(&message), "{}", process.banner);
-    assert!(process.banner.contains("NO_PROXY: 10.* is not a name"), "{}", process.banner);
+    assert!(process.banner.contains(" is ignored entry=10.*\n"), "{}", process.banner);
     assert!(get(process.address, &manifest(REPOSITORY, "v1")).body == image.manifest());
     for layer in image.layers() {
         assert!(get(process.address, &blob(REPOSITORY, &layer.digest)).body == layer.bytes);

@@ -228,10 +228,9 @@ fn scheduled_prune_removes_old_images_and_only_reports_in_a_dry_run() {
         fs::write(&mark, "").expect("a file");
         set_back(&mark, HOURS);
         let mut server = site.serve();
-        let words =
-            if is_dry_run { "pruneConfig (dryRun): 1 image," } else { "pruneConfig: 1 image," };
-        let message = server.wait_for_log(words);
-        assert!(message.contains("1 image pinned"), "{message}");
+        let message = server.wait_for_log("pruneConfig: pruned images=1 ");
+        let rest = format!(" pinned=1 dry_run={is_dry_run}");
+        assert!(message.trim_end().ends_with(&rest), "{message}");
         assert_eq!(site.listed(&[]).len(), if is_dry_run { 3 } else { 2 });
         assert_eq!(site.has_all(&images[0]), is_dry_run);
         assert!(site.has_all(&images[1]) && site.has_all(&images[2]));
@@ -258,11 +257,11 @@ fn scheduled_prune_removes_at_most_its_limit_at_a_time() {
     fs::write(&mark, "").expect("a file");
     set_back(&mark, HOURS);
     let mut server = site.serve();
-    server.wait_for_log("pruneConfig: 1 image,");
+    server.wait_for_log("pruneConfig: pruned images=1 ");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:1", "docker.io/library/app:3"]);
     until("the mark to be renewed", || is_new(&mark));
     set_back(&mark, HOURS);
-    server.process.wait_until_it_logs("pruneConfig: 1 image,");
+    server.process.wait_until_it_logs("pruneConfig: pruned images=1 ");
     assert_eq!(site.listed(&[]), ["docker.io/library/app:3"]);
     assert_eq!(server.metric("larder_removed_images_total{why=\"pruned\"}"), 2.0);
 }

@@ -101,6 +101,9 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("src/upstream/auth/helper.rs", "rustix", "waits for a child process and kills it"),
 ];
 
+/// The files of `commands` whose log lines are those of a server, not messages of a command to its user.
+const SERVER_COMMANDS: &str = "serve reload logging log_writer service";
+
 /// The maximum number of lines of a file, without its test modules.
 const LONGEST_FILE: usize = 500;
 
@@ -147,6 +150,7 @@ fn check(source: &Source, exceptions: &[(&str, &str, &str)]) -> Vec<Finding> {
         findings.extend(store_order(path, &code));
         findings.extend(restricted(path, &code, exceptions));
         findings.extend(unexplained_unwraps(path, &code));
+        findings.extend(values_in_messages(path, &code));
     }
     findings
 }
@@ -247,6 +251,19 @@ fn unexplained_unwraps(path: &str, code: &Code) -> Vec<Finding> {
     let explained = |line: usize| code.lines[line.saturating_sub(3)..line].iter().any(is_comment);
     let unexplained = code.unwraps.iter().filter(|line| !explained(**line));
     unexplained.map(|line| finding(path, *line, why)).collect()
+}
+
+/// The lines of a server have their values in fields (`docs/log.md`), so that programs find them.
+fn values_in_messages(path: &str, code: &Code) -> Vec<Finding> {
+    let is_of_server = path.strip_prefix("src/commands/").is_none_or(|file| {
+        SERVER_COMMANDS.split(' ').any(|name| file.strip_suffix(".rs") == Some(name))
+    });
+    let with_values = code.log_messages.iter().filter(|(_, message)| message.contains('{'));
+    let why = |message: &str| format!("values belong in fields, not in the message {message}");
+    with_values
+        .filter(|_| is_of_server)
+        .map(|(line, message)| finding(path, *line, why(message)))
+        .collect()
 }
 
 fn finding(path: &str, line: usize, why: impl Into<String>) -> Finding {
@@ -406,6 +423,30 @@ mod tests {
         accepts("src/oci/mod.rs", "// Just checked.\nlet x = y\n    .unwrap();");
         accepts("src/oci/mod.rs", "y.unwrap_or(1); \"y.unwrap()\";");
         accepts("src/oci/tests.rs", "let x = y.unwrap();");
+    }
+
+    #[test]
+    fn messages_of_the_log_have_no_values() {
+        let why = "values belong in fields";
+        for (path, code) in [
+            ("src/cache/mod.rs", "log::warn!(\"{name}: failed\");"),
+            ("src/cache/mod.rs", "log::warn!(error:%, name = f(\"a\"); \"{name} failed\");"),
+            ("src/users.rs", "match x { _ => log::log!(level, \"{}\", text) }"),
+            ("src/commands/serve.rs", "log::debug!(name = \"a\"; \"{error}\");"),
+        ] {
+            refuses(path, code, 1, why);
+        }
+        for (path, code) in [
+            (
+                "src/cache/mod.rs",
+                "log::warn!(error:%, name = \"{\", of = f(\"{\"); \"it failed\");",
+            ),
+            ("src/cache/mod.rs", "log::error!(\"it failed\"); format!(\"{name}\");"),
+            ("src/commands/load.rs", "log::info!(\"{name} is loaded\");"),
+            ("src/oci/tests.rs", "log::info!(\"{name} is loaded\");"),
+        ] {
+            accepts(path, code);
+        }
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Token {
             )));
         };
         let expected = read().map_err(|error| {
-            log::error!("management.tokenFile: {error}");
+            log::error!(error = error.as_str(); "management.tokenFile cannot be read");
             Refusal::Forbidden(
                 "management.tokenFile cannot be read; see the log for the reason".into(),
             )
@@ -64,7 +64,7 @@ impl Token {
             Some(_) => {
                 if self.should_log(request.began()) {
                     let ip = request.peer().ip();
-                    log::warn!("management: wrong token from {ip} (logged once a minute)");
+                    log::warn!(ip:%; "management: wrong token (logged once a minute)");
                 }
                 Err(Refusal::Unauthorized("wrong token".into()))
             }

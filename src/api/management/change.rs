@@ -9,7 +9,6 @@ use crate::cache::CacheError;
 use crate::http::{Method, Reply, Request};
 use crate::oci::{Choice, Decision, Digest, Reference, Upstream};
 use crate::prune::{Criteria, PruneError, parse_duration, parse_since};
-use crate::units::{plural, size};
 
 pub(super) fn answer(handlers: &Handlers, what: &str, request: &Request) -> Result<Reply, Refusal> {
     match what {
@@ -45,8 +44,11 @@ fn pin(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
         );
         return Err(Refusal::NotFound(text));
     }
-    let verb = if request.method() == Method::Delete { "unpinned" } else { "pinned" };
-    log::info!("{verb} {pattern} for {}", request.peer().ip());
+    let ip = request.peer().ip();
+    match request.method() {
+        Method::Delete => log::info!(pattern:%, ip:%; "management: pin removed"),
+        _ => log::info!(pattern:%, ip:%; "management: pin added"),
+    }
     Ok(document(&json!({ "pattern": texts[0], "changed": changed > 0 })))
 }
 
@@ -78,8 +80,10 @@ fn prune(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
         PruneError::Pins(_) | PruneError::Store(_) => Refusal::Broken(error.to_string()),
     })?;
     if !is_dry_run {
-        let (images, bytes) = (plural(report.removed, "image"), size(report.freed_bytes));
-        log::info!("pruned {images}, {bytes}, for {}", request.peer().ip());
+        log::info!(
+            images = report.removed, freed_bytes = report.freed_bytes, ip:% = request.peer().ip();
+            "management: pruned"
+        );
     }
     Ok(document(&documents::report_document(&report, is_dry_run)))
 }
@@ -94,7 +98,7 @@ fn prefetch(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
         error => Refusal::Conflict(error.to_string()),
     })?;
     let image = name.with(&reference);
-    log::info!("prefetching {image} for {}", request.peer().ip());
+    log::info!(image = image.as_str(), ip:% = request.peer().ip(); "management: prefetch started");
     Ok(accepted(&json!({ "image": image })))
 }
 
@@ -114,8 +118,19 @@ fn decide(handlers: &Handlers, request: &Request, decision: Decision) -> Result<
     let Some(held) = decided else {
         return Err(Refusal::NotFound(format!("nothing is held for {image}, or another manifest")));
     };
-    log::info!("{} {} of {image} for {}", decision.as_str(), held.digest, request.peer().ip());
-    let (digest, decision) = (held.digest.to_string(), decision.as_str());
+    let (ip, digest) = (request.peer().ip(), held.digest.to_string());
+    let (to, image_text) = (digest.as_str(), image.as_str());
+    match decision {
+        Decision::Accepted => {
+            log::info!(image = image_text, to, ip:%; "management: move of a tag accepted");
+        }
+        Decision::Rejected => {
+            log::info!(image = image_text, to, ip:%; "management: move of a tag rejected");
+        }
+        // Requests cannot ask for it.
+        Decision::Waiting => {}
+    }
+    let decision = decision.as_str();
     Ok(document(&json!({ "image": image, "digest": digest, "decision": decision })))
 }
 
@@ -125,7 +140,11 @@ fn check(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     let target = CheckTarget::parse(query.required("target")?, &handlers.naming.read());
     let target = target.map_err(|error| Refusal::Parameter(format!("target: {error}")))?;
     let _heavy = handlers.heavy()?;
-    log::info!("checking {} for {}", target.text, request.peer().ip());
+    let ip = request.peer().ip();
+    match &target.image {
+        None => log::info!(upstream:% = target.upstream, ip:%; "management: checking a registry"),
+        Some(_) => log::info!(image = target.text.as_str(), ip:%; "management: checking an image"),
+    }
     let checked = handlers.cache.check(&target.upstream, target.image());
     let checked = checked.map_err(|error| match error {
         CacheError::NotCached => offline(),
@@ -146,7 +165,7 @@ fn resume(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
         return Err(offline());
     }
     let resumed = handlers.cache.resume_downloads();
-    log::info!("resumed {} for {}", plural(resumed, "download"), request.peer().ip());
+    log::info!(count = resumed, ip:% = request.peer().ip(); "management: downloads resumed");
     Ok(accepted(&json!({ "resumed": resumed })))
 }
 
@@ -158,7 +177,9 @@ fn cancel(handlers: &Handlers, request: &Request) -> Result<Reply, Refusal> {
     let digest: Option<Digest> = query.parsed("digest")?;
     match upstream.zip(digest) {
         Some((upstream, digest)) if handlers.cache.cancel(&upstream, &digest) => {
-            log::info!("cancelled {digest} from {upstream} for {}", request.peer().ip());
+            log::info!(
+                digest:%, upstream:%, ip:% = request.peer().ip(); "management: download cancelled"
+            );
             Ok(accepted(&json!({ "cancelled": digest.to_string() })))
         }
         _ => Err(Refusal::NotFound("no such download".into())),

@@ -60,7 +60,9 @@ pub(super) fn request(handlers: &Handlers, request: &Request) -> Result<Reply, R
         }),
     })?;
     let names: Vec<&str> = requested.iter().map(|each| each.name.as_str()).collect();
-    log::info!("sync: {} requested by {}", names.join(", "), request.peer().ip());
+    log::info!(
+        entry = names.join(", ").as_str(), ip:% = request.peer().ip(); "management: sync requested"
+    );
     let requested = requested.iter().map(|each| json!({ "name": each.name, "run": each.run }));
     Ok(accepted(&json!({ "requested": requested.collect::<Vec<_>>() })))
 }

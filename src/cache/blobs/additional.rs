@@ -16,7 +16,6 @@ use crate::cache::job_context::JobContext;
 use crate::cache::scheduler::{Class, Reserved};
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, Upstream};
-use crate::units::duration;
 use crate::upstream::{BlobAsk, EndpointFailures, Source, UpstreamError};
 
 /// How many registries are remembered that refuse additional connections.
@@ -86,7 +85,7 @@ impl Additional {
             let run = move || context.enter(|| connection.run());
             if let Err(error) = thread::Builder::new().name("blob part".into()).spawn(run) {
                 // The connection was dropped, so it counts as failed.
-                log::debug!("cannot start a thread for a connection: {error}");
+                log::debug!(error:%; "cannot start a thread for a connection");
             }
         }
     }
@@ -187,7 +186,7 @@ impl Connection {
     fn fail(&mut self, error: &CacheError) {
         self.is_failed = true;
         let (name, digest) = (&self.to.name, &self.to.digest);
-        log::debug!("{name}@{digest}: an additional connection has ended: {error}");
+        log::debug!(digest:%, repository:% = name, error:%; "an additional connection has ended");
         let CacheError::Upstream(error) = error else { return };
         let wait = match error.is_without_ranges() {
             true => WITHOUT_RANGES_FOR,
@@ -222,8 +221,8 @@ impl BlobCache {
         let mut refusing = lock(&self.refusing);
         if refusing.get(upstream).is_none_or(|until| *until <= now) {
             log::info!(
-                "{upstream}: a blob uses one connection for the next {}: {error}",
-                duration(wait)
+                upstream:%, wait_ms = wait.as_secs_f64() * 1e3, error:%;
+                "a blob uses one connection for a while"
             );
         }
         refusing.insert(upstream.clone(), now + wait);

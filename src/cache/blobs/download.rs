@@ -15,7 +15,7 @@ use crate::cache::CacheError;
 use crate::cache::scheduler::Class;
 use crate::oci::{Digest, ImageName};
 use crate::store::IngestError;
-use crate::units::{duration, plural, size};
+use crate::units::plural;
 use crate::upstream::{BlobAsk, BlobBody, EndpointFailures, EndpointKind, Source, UpstreamError};
 
 /// How much is read from the registry at a time: large enough that system calls are cheap compared with hashing, small
@@ -179,10 +179,9 @@ impl<'a, S: Sink> Download<'a, S> {
             };
             self.cache.core.metrics.retries.inc();
             log::warn!(
-                "{}: {error}; {} received, resuming in {}",
-                self.what(),
-                size(reached),
-                duration(wait)
+                digest:% = self.digest, received_bytes = reached,
+                wait_ms = wait.as_secs_f64() * 1e3, repository:% = self.name, error:%;
+                "download interrupted; it is resumed"
             );
             self.pause(wait)?;
         }
@@ -281,7 +280,10 @@ impl<'a, S: Sink> Download<'a, S> {
             if broke_off_before || !self.endpoint_failures.has_clean_endpoint(source.endpoints()) {
                 return Err(error);
             }
-            log::warn!("{}: {error}; trying another endpoint", self.what());
+            log::warn!(
+                digest:% = self.digest, repository:% = self.name, error:%;
+                "download interrupted; trying another endpoint"
+            );
         }
     }
 

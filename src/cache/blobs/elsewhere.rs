@@ -57,7 +57,9 @@ impl BlobCache {
     ) {
         // Without followers, the other process does all that is needed.
         let Some(leader) = leader.abandon(given_up(&name)) else { return };
-        log::debug!("{name}@{}: another process downloads it", leader.key().1);
+        log::debug!(
+            digest:% = leader.key().1, repository:% = name; "another process downloads the blob"
+        );
         let followed = Followed {
             name,
             leader,
@@ -121,7 +123,10 @@ impl BlobCache {
             Ok(written) => written,
             // The next check may find more; a partial that cannot be read makes no progress.
             Err(error) => {
-                log::debug!("{}@{digest}: {error}", followed.name);
+                log::debug!(
+                    digest:%, repository:% = followed.name, error:%;
+                    "cannot read the download of another process"
+                );
                 followed.written
             }
         };
@@ -152,8 +157,8 @@ impl BlobCache {
     ) -> Option<Followed> {
         let Followed { name, leader, size_hint, client, .. } = followed;
         log::warn!(
-            "{name}@{}: another process on this directory downloads it and makes no progress; it is not waited for",
-            leader.key().1
+            digest:% = leader.key().1, repository:% = name;
+            "another process on this directory downloads the blob and makes no progress; it is not waited for"
         );
         let size_hint = partial.size().or(size_hint);
         let purpose = match self.core.purpose(&name, client) {

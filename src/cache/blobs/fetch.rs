@@ -401,7 +401,10 @@ impl Sink for ToStore<'_> {
             && let Err(error) = ingest.note(self.name, size)
         {
             // If the disk has failed, the download itself reports it.
-            log::debug!("{}: {error}", self.name);
+            log::debug!(
+                repository:% = self.name, error:%;
+                "cannot record which repository a download is for"
+            );
         }
         let transfer = self.transfer.as_deref();
         let incoming = match size {

@@ -67,7 +67,10 @@ pub(super) fn continue_from(
         }
         Ok(false) => false,
         Err(error) => {
-            log::debug!("{}@{}: {error}", incoming.origin, leader.key().1);
+            log::debug!(
+                digest:% = leader.key().1, repository:% = incoming.origin, error:%;
+                "cannot compare a partial download with what clients have received"
+            );
             false
         }
     }

@@ -365,7 +365,7 @@ impl BlobCache {
     ) {
         let key = leader.key().clone();
         if let Err(error) = &result {
-            error.log(&format!("{name}@{}", key.1));
+            error.log_blob(&name, &key.1);
         }
         if result.is_ok() {
             self.remember_link(&name, &key.1);

@@ -301,12 +301,14 @@ impl BlobCache {
         let client = Arc::clone(&pipe);
         let is_wanted = move || !client.state().is_abandoned;
         self.core.blob_fetchers.submit(purpose, is_wanted, move || {
-            log::warn!("{name}@{digest}: streaming it to a client without caching it");
+            log::warn!(
+                digest:%, repository:% = name; "streaming the blob to a client without caching it"
+            );
             cache.core.metrics.not_cached("blob");
             if let Err(error) = cache.pass_blob(&name, &digest, size_hint, already_sent, &writer) {
                 // A client that has left is no failure.
                 if !writer.pipe.state().is_abandoned {
-                    error.log(&format!("{name}@{digest}"));
+                    error.log_blob(&name, &digest);
                 }
                 writer.fail(error);
             }

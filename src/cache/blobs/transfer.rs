@@ -372,7 +372,7 @@ impl Transfer {
             let hashing = thread::Builder::new().name("blob hash".into());
             if let Err(error) = hashing.spawn_scoped(scope, || self.hash_behind()) {
                 log::debug!(
-                    "cannot start a thread to hash a blob: {error}; it is hashed at its end"
+                    error:%; "cannot start a thread to hash a blob; it is hashed at its end"
                 );
             }
             let result = download();
@@ -405,7 +405,7 @@ impl Transfer {
                     Ok(false) => break,
                     Err(error) => {
                         // The verification reads the bytes again, and reports the error.
-                        log::debug!("cannot hash a download: {error}");
+                        log::debug!(error:%; "cannot hash a download");
                         return;
                     }
                 }

@@ -10,7 +10,6 @@ use super::{BucketLimits, SweepError, SweepReport, SweepTimes, Sweeper, USAGE_EV
 use crate::cache::maintenance::Background;
 use crate::cache::uploads::LEFT_AFTER;
 use crate::cache::{Cache, lock};
-use crate::units::{plural, size};
 use crate::upstream::Bucket;
 
 /// How often the thread looks whether a sweep is due.
@@ -74,25 +73,26 @@ impl Work {
             };
             if Instant::now() >= next_usage {
                 next_usage = Instant::now() + USAGE_EVERY;
-                report("cannot write what was pulled", sweeper.write_usage().map(|()| None));
+                match sweeper.write_usage() {
+                    Ok(()) | Err(SweepError::Stopped) => {}
+                    Err(error) => log::warn!(error:%; "objectStore: cannot write what was pulled"),
+                }
             }
             if self.limits.is_bounded() && may_sweep() {
-                report("the sweep of the bucket has ended early", sweeper.sweep_if_due());
+                report(sweeper.sweep_if_due());
             }
             wait(LOOK_EVERY);
         }
     }
 }
 
-fn report(what: &str, result: Result<Option<SweepReport>, SweepError>) {
+fn report(result: Result<Option<SweepReport>, SweepError>) {
     match result {
         Ok(Some(report)) if report != SweepReport::default() => log::warn!(
-            "objectStore: removed {}, {} and {} from the bucket",
-            plural(report.images.len(), "image"),
-            plural(report.blobs, "blob"),
-            size(report.freed_bytes)
+            images = report.images.len(), blobs = report.blobs, freed_bytes = report.freed_bytes;
+            "objectStore: removed images from the bucket"
         ),
         Ok(_) | Err(SweepError::Stopped) => {}
-        Err(error) => log::warn!("objectStore: {what}: {error}"),
+        Err(error) => log::warn!(error:%; "objectStore: the sweep of the bucket has ended early"),
     }
 }

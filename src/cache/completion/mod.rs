@@ -177,10 +177,11 @@ impl Completions {
     fn exclude(&self, client: Option<ClientAddress>) {
         lock(&self.table).forget_client(client);
         self.core.metrics.completed("scanner");
-        let client = client.map_or_else(|| "a client".to_owned(), |client| client.to_string());
+        let ip = client.map(|client| client.to_string());
         log::info!(
-            "{client} checks too many images with HEAD for a node and counts as a scanner for an hour: \
-             what it checks is not fetched (prefetchOnHead)"
+            ip = ip.as_deref();
+            "a client checks too many images with HEAD for a node and counts as a scanner for an hour: what it \
+             checks is not fetched (prefetchOnHead)"
         );
     }
 
@@ -322,7 +323,9 @@ impl Completions {
             self.report_complete(key, entry, now);
             if !entry.is_pulled {
                 self.core.metrics.completed("complete");
-                log::info!("{}: complete, after HEAD by a node", name.with(&key.1));
+                log::info!(
+                    image = name.with(&key.1).as_str(); "image complete, after HEAD by a node"
+                );
             }
             return;
         }
@@ -429,7 +432,10 @@ impl Completions {
         });
         if given_up {
             self.core.metrics.completed("failed");
-            log::warn!("{}: not complete, and not tried again: {reason}", key.0.with(&key.1));
+            log::warn!(
+                image = key.0.with(&key.1).as_str(), error = reason;
+                "image not complete, and not tried again"
+            );
         }
     }
 

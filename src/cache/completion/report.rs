@@ -106,7 +106,8 @@ fn run(cache: &Cache, stopped: &Receiver<()>) {
                 match store.put_incomplete(&report) {
                     Ok(()) => written = report,
                     Err(error) => log::warn!(
-                        "larder list does not show why images are not complete, the server is not affected: {error}"
+                        error:%;
+                        "larder list does not show why images are not complete, the server is not affected"
                     ),
                 }
             }

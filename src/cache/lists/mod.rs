@@ -365,13 +365,16 @@ impl ListCache {
             }
         };
         if record.is_some() {
-            let what = match question {
-                ListQuestion::Tags { .. } => "tags",
-                ListQuestion::Referrers { .. } => "referrers",
-            };
-            log::info!(
-                "{name}: the registry cannot list its {what}, serving those that are cached"
-            );
+            match question {
+                ListQuestion::Tags { .. } => log::info!(
+                    repository:% = name;
+                    "the registry cannot list its tags, serving those that are cached"
+                ),
+                ListQuestion::Referrers { digest, .. } => log::info!(
+                    digest:%, repository:% = name;
+                    "the registry cannot list the referrers, serving those that are cached"
+                ),
+            }
         }
         Ok(record)
     }
@@ -432,7 +435,7 @@ impl ListCache {
         let total_bytes_max = of_cache.map_or(STORED_BYTES_MAX, |max| max.min(STORED_BYTES_MAX));
         let stored = self.core.store.put_list(name, key, record, total_bytes_max);
         if let Err(error) = &stored {
-            log::warn!("{name}: a list is served but could not be stored: {error}");
+            log::warn!(repository:% = name, error:%; "a list is served but could not be stored");
         }
         let mut unstored = lock(&self.unstored);
         match stored {

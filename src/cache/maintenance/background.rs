@@ -51,7 +51,7 @@ impl Drop for Background {
             return;
         }
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            log::error!("a background thread panicked: {}", self.loss);
+            log::error!(effect = self.loss; "a background thread panicked");
         }
     }
 }

@@ -61,7 +61,7 @@ impl HistoryKeeper {
         let record = TrafficRecord { minutes: rows(&history.minutes), hours: rows(&history.hours) };
         match self.cache.store().put_traffic(&record) {
             Ok(()) => self.written = last,
-            Err(error) => log::debug!("cannot write the history of traffic: {error}"),
+            Err(error) => log::debug!(error:%; "cannot write the history of traffic"),
         }
     }
 }

@@ -45,7 +45,7 @@ fn run(cache: &Cache, stopped: &Receiver<()>) {
         if is_due && cache.store().is_index_outdated() {
             let began = Instant::now();
             if let Err(error) = cache.store().write_index() {
-                log::warn!("index.json lacks the newest tags, the server is not affected: {error}");
+                log::warn!(error:%; "index.json lacks the newest tags, the server is not affected");
             }
             pause = pause_after(began.elapsed());
             written = Instant::now();

@@ -18,7 +18,6 @@ use crate::prune::{
     Request,
 };
 use crate::store::PeriodicJob;
-use crate::units::{plural, size};
 use crate::upstream::Standing;
 
 pub(super) use background::Background;
@@ -142,7 +141,7 @@ impl Work {
             self.cache.store().note_configured_pins(&texts).map_err(|error| error.to_string())
         });
         if let Err(error) = noted {
-            log::debug!("cannot store the configured pins for commands: {error}");
+            log::debug!(error:%; "cannot store the configured pins for commands");
         }
         self.noted = Some(pins.clone());
         self.next_note = Instant::now() + NOTE_INTERVAL;
@@ -167,7 +166,7 @@ impl Work {
         let (core, mut pace) = (self.cache.core(), Rests::new(&self.stopped));
         let walked = store.walk_usage(&disk, &|| core.now(), &mut || pace.go_on());
         if let Err(error) = walked {
-            log::warn!("cannot list the images for the management API: {error}");
+            log::warn!(error:%; "cannot list the images for the management API");
         }
         self.walked = Instant::now();
         self.next_walk = self.walked + WALK_INTERVAL.max(pace.worked() * WALK_SHARE);
@@ -186,19 +185,19 @@ impl Work {
         match cache.prune(&criteria, &[], policy.is_dry_run, &mut go_on) {
             Ok(report) => {
                 log::info!(
-                    "pruneConfig{}: {}, {} freed, {} pinned",
-                    if policy.is_dry_run { " (dryRun)" } else { "" },
-                    plural(report.removed, "image"),
-                    size(report.freed_bytes),
-                    plural(report.kept_pinned, "image")
+                    images = report.removed, freed_bytes = report.freed_bytes,
+                    pinned = report.kept_pinned, dry_run = policy.is_dry_run;
+                    "pruneConfig: pruned"
                 );
                 lease.finish(cache.now());
             }
             Err(PruneError::Stopped) => {}
             // Another process is pruning or evicting: the next check tries again.
-            Err(PruneError::Locked(busy)) => log::debug!("pruneConfig: {}", busy.as_str()),
+            Err(PruneError::Locked(busy)) => log::debug!(
+                error = busy.as_str(); "pruneConfig: not pruned"
+            ),
             Err(error) => {
-                log::error!("pruneConfig: {error}");
+                log::error!(error:%; "pruneConfig: not pruned");
                 lease.finish(cache.now());
             }
         }
@@ -215,10 +214,10 @@ impl Work {
         match self.cache.store().bound_partials(UNLISTED_PARTIALS_MAX, &is_bounded) {
             Ok(0) => {}
             Ok(bytes) => {
-                log::info!("removed partial downloads of unlisted registries: {}", size(bytes))
+                log::info!(freed_bytes = bytes; "removed partial downloads of unlisted registries")
             }
             Err(error) => {
-                log::warn!("cannot remove partial downloads of unlisted registries: {error}")
+                log::warn!(error:%; "cannot remove partial downloads of unlisted registries")
             }
         }
     }
@@ -233,9 +232,9 @@ impl Work {
         match store.trim_quarantine(now, &mut go_on) {
             Ok(0) => {}
             Ok(bytes) => {
-                log::info!("removed old damaged blobs from quarantine/: {}", size(bytes))
+                log::info!(freed_bytes = bytes; "removed old damaged blobs from quarantine/")
             }
-            Err(error) => log::warn!("cannot remove old damaged blobs from quarantine/: {error}"),
+            Err(error) => log::warn!(error:%; "cannot remove old damaged blobs from quarantine/"),
         }
         // A pass is bounded. The rest is removed at the next check.
         let interval = if has_more { CHECK_INTERVAL } else { LEFTOVERS_INTERVAL };

@@ -12,7 +12,6 @@ use super::background::Background;
 use crate::cache::Cache;
 use crate::oci::{Digest, ImageName, Reference};
 use crate::store::{Checked, PeriodicJob, StoredImage};
-use crate::units::{plural, size};
 
 /// How much is read at a time, in bytes.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -95,10 +94,8 @@ fn work(cache: &Cache, policy: &ScrubPolicy, stopped: &Receiver<()>) {
             });
             if let Some(report) = report {
                 log::info!(
-                    "scrub: {}, {}, {} damaged",
-                    plural(report.blobs, "blob"),
-                    size(report.bytes),
-                    report.damaged.len()
+                    blobs = report.blobs, size_bytes = report.bytes, damaged = report.damaged.len();
+                    "scrub: finished"
                 );
                 lease.finish(cache.now());
                 cache.refetch_damaged(&report.damaged, &mut go_on);
@@ -120,7 +117,7 @@ impl Cache {
         let blobs = match store.blobs() {
             Ok(blobs) => blobs,
             Err(error) => {
-                log::error!("scrub: {error}");
+                log::error!(error:%; "scrub: cannot list the blobs");
                 return None;
             }
         };
@@ -129,20 +126,20 @@ impl Cache {
                 Checked::Sound => {}
                 Checked::Gone => continue,
                 Checked::Unreadable(error) => {
-                    log::warn!("{digest} cannot be read: {error}");
+                    log::warn!(digest:%, error:%; "scrub: a blob cannot be read");
                     continue;
                 }
                 Checked::Stopped => return None,
                 Checked::Damaged(damage) => {
                     match store.quarantine(&damage) {
                         Ok(Some(path)) => log::error!(
-                            "{digest} is damaged: {}; it was moved to {}",
-                            damage.reason,
-                            path.display()
+                            digest:%, file:% = path.display(), error = damage.reason.as_str();
+                            "scrub: a blob is damaged; it was moved to quarantine"
                         ),
                         Ok(None) => continue,
                         Err(error) => log::error!(
-                            "{digest} is damaged and cannot be moved to quarantine: {error}"
+                            digest:%, error:%;
+                            "scrub: a blob is damaged and cannot be moved to quarantine"
                         ),
                     }
                     report.damaged.push(digest);

@@ -47,7 +47,7 @@ impl ManifestCache {
             }
             Ok(Some(lock)) => self.fetch_manifest_under(awaited.leader, Some(lock)),
             Err(error) => {
-                log::debug!("cannot lock the request for a manifest: {error}");
+                log::debug!(error:%; "cannot lock the request for a manifest");
                 self.fetch_manifest_under(awaited.leader, None);
             }
         }

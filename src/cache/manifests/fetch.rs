@@ -27,9 +27,12 @@ impl ManifestCache {
             match &result {
                 Ok(found) => {
                     lock(&self.hot).remove(leader.key());
-                    log::debug!("{}: {}", name.with(&reference), found.content.digest);
+                    log::debug!(
+                        image = name.with(&reference).as_str(), digest:% = found.content.digest;
+                        "manifest fetched"
+                    );
                 }
-                Err(error) => error.log(&name.with(&reference)),
+                Err(error) => error.log_manifest(&name.with(&reference)),
             }
             leader.finish(result);
         };
@@ -274,7 +277,7 @@ impl ManifestCache {
         if is_deleted && self.core.settings().freshness.drops_deleted(name, tag) {
             return Err(CacheError::DeletedUpstream);
         }
-        error.log(&name.with(&Reference::Tag(tag.clone())));
+        error.log_manifest(&name.with(&Reference::Tag(tag.clone())));
         Ok(self.take_over(name, tag, source, &record, stale, early))
     }
 
@@ -320,7 +323,10 @@ impl ManifestCache {
         let reference = Reference::Digest(*digest);
         match self.get_manifest(name, source, &reference, Some(checked), early) {
             Err(CacheError::Upstream(error)) if error.may_be_about_head() => {
-                log::debug!("{}: HEAD says {digest}: {error}", name.with(tag));
+                log::debug!(
+                    image = name.with(tag).as_str(), digest:%, error:%;
+                    "cannot fetch the manifest that HEAD reports"
+                );
                 self.get_manifest(name, source, tag, None, early)
             }
             other => other,
@@ -336,19 +342,26 @@ impl ManifestCache {
         let (noted, error) = match self.core.settings().freshness.drops_deleted(name, tag) {
             true => {
                 log::info!(
-                    "{name}:{tag}: upstream has deleted it; it is removed (onUpstreamDelete)"
+                    image:% = format_args!("{name}:{tag}");
+                    "upstream has deleted the tag; it is removed (onUpstreamDelete)"
                 );
                 (self.core.store.remove_tag(name, tag), CacheError::DeletedUpstream)
             }
             false if record.gone.is_some() => (Ok(()), CacheError::KnownMissing),
             false => {
-                log::warn!("{name}:{tag}: upstream has deleted it; it is kept (onUpstreamDelete)");
+                log::warn!(
+                    image:% = format_args!("{name}:{tag}");
+                    "upstream has deleted the tag; it is kept (onUpstreamDelete)"
+                );
                 let gone = TagRecord { gone: Some(self.core.now()), ..record.clone() };
                 (self.core.store.put_tag(name, tag, &gone), CacheError::KnownMissing)
             }
         };
         if let Err(error) = noted {
-            log::warn!("{name}:{tag}: cannot record that upstream has deleted it: {error}");
+            log::warn!(
+                image:% = format_args!("{name}:{tag}"), error:%;
+                "cannot record that upstream has deleted the tag"
+            );
         }
         error
     }
@@ -389,7 +402,10 @@ impl ManifestCache {
         if let Err(error) = &kept {
             // The client still receives it: it is verified.
             self.core.metrics.not_cached("manifest");
-            log::error!("{}: the manifest is served but not cached: {error}", name.with(reference));
+            log::error!(
+                image = name.with(reference).as_str(), error:%;
+                "the manifest is served but not cached"
+            );
         }
         let size = body.length();
         if size > MEMORY_BYTES_MAX as u64 && kept.is_ok() {
@@ -450,7 +466,10 @@ impl ManifestCache {
         let record = TagRecord { held, ..record };
         let record = before.map_or_else(|| record.clone(), |before| record.after(before));
         if let Err(error) = self.core.store.put_tag(name, tag, &record) {
-            log::error!("{name}:{tag} is served but its tag is not cached: {error}");
+            log::error!(
+                image:% = format_args!("{name}:{tag}"), error:%;
+                "the manifest is served but its tag is not cached"
+            );
         }
     }
 

@@ -160,7 +160,7 @@ impl ManifestCache {
             let (name, tag) = leader.key().clone();
             let result = service.fetch_head(&name, &tag);
             if let Err(error) = &result {
-                error.log(&name.with(&Reference::Tag(tag)));
+                error.log_manifest(&name.with(&Reference::Tag(tag)));
             }
             leader.finish(result);
         });

@@ -77,7 +77,10 @@ impl ManifestWait {
 
     fn stale(&self, cached: &Found, why: Why, reason: &dyn fmt::Display) -> ManifestAnswer {
         // The fetch logs a warning, and the access log has a line for each client.
-        log::debug!("{}: serving {} unconfirmed: {reason}", self.name, cached.content.digest());
+        log::debug!(
+            repository:% = self.name, digest:% = cached.content.digest(), error:% = reason;
+            "serving an unconfirmed manifest"
+        );
         ManifestAnswer::new(cached.clone(), How::Stale, Some(why))
     }
 }

@@ -196,7 +196,9 @@ impl Scheduler {
             let shared = Arc::clone(&shared);
             let builder = thread::Builder::new().name(name.to_owned()).stack_size(STACK_BYTES);
             if let Err(error) = builder.spawn(move || shared.work()) {
-                log::error!("cannot start a {name} thread: {error}; fewer fetches run at a time");
+                log::error!(
+                    thread = name, error:%; "cannot start a thread; fewer fetches run at a time"
+                );
             }
         }
         Scheduler { shared, threads }

@@ -28,7 +28,6 @@ use super::maintenance::Background;
 use super::{Cache, lock};
 use crate::metrics::Metrics;
 use crate::store::{OutgoingContent, OutgoingEntry, OutgoingKind, Store};
-use crate::units::{duration, plural, size};
 use crate::upstream::{Bucket, EndpointStatus, Probe, Throttle, UpstreamError};
 use parts::Plans;
 
@@ -247,9 +246,12 @@ impl Shared {
             *lock(&self.probe) = probe;
         }
         match found {
-            Ok(capabilities) => log::info!("objectStore: {url}: {capabilities}"),
+            Ok(capabilities) => log::info!(
+                endpoint:% = url, capabilities:%; "objectStore: the bucket was examined"
+            ),
             Err(error) => log::error!(
-                "objectStore: {error}; cached content, peers and registries are used meanwhile"
+                endpoint:% = url, error:%;
+                "objectStore: the bucket cannot be used; cached content, peers and registries are used meanwhile"
             ),
         }
     }
@@ -269,15 +271,18 @@ impl Shared {
         });
         match seeded {
             Ok(()) if count > 0 => {
-                log::info!("objectStore: {} queued for {url}", plural(count, "file"));
+                log::info!(
+                    files = count, endpoint:% = url;
+                    "objectStore: cached files are queued for upload"
+                );
             }
             Ok(()) => {}
             Err(error) => {
                 *next = Some(Instant::now() + SEEDED_AGAIN_AFTER);
                 log::error!(
-                    "objectStore: cannot queue what is cached: {error}; nothing is evicted until it is queued, \
-                     which is tried again in {}",
-                    duration(SEEDED_AGAIN_AFTER)
+                    wait_ms = SEEDED_AGAIN_AFTER.as_secs_f64() * 1e3, error:%;
+                    "objectStore: cannot queue what is cached; nothing is evicted until it is queued, which is \
+                     tried again"
                 );
             }
         }
@@ -366,7 +371,7 @@ impl Shared {
             Ok(OutgoingContent::NotYet) => return Ok(false),
             Ok(OutgoingContent::Gone) => return Ok(true),
             Err(error) => {
-                log::warn!("objectStore: cannot upload: {error}");
+                log::warn!(error:%; "objectStore: cannot upload");
                 return Ok(false);
             }
         };
@@ -396,12 +401,16 @@ impl Shared {
         if uploaded == Uploaded::Sent {
             self.sent_bytes.fetch_add(file.size, Ordering::Relaxed);
             self.metrics.uploaded_bytes.inc_by(file.size);
-            log::debug!("objectStore: uploaded {} ({})", file.key, size(file.size));
+            log::debug!(
+                file = file.key.as_str(), size_bytes = file.size; "objectStore: uploaded a file"
+            );
         }
         self.store.finish_outgoing(entry, &file);
         if let Some((since, _)) = lock(&self.failure).take() {
             let outage = now.duration_since(since).unwrap_or_default();
-            log::info!("objectStore: uploads succeed again after {}", duration(outage));
+            log::info!(
+                outage_ms = outage.as_secs_f64() * 1e3; "objectStore: uploads succeed again"
+            );
         }
         Ok(true)
     }
@@ -413,9 +422,8 @@ impl Shared {
             Some((_, text)) => *text = error.to_string(),
             None => {
                 log::warn!(
-                    error:% = error;
-                    "objectStore: uploads fail; {} wait",
-                    plural(self.queued.load(Ordering::Relaxed), "upload")
+                    files = self.queued.load(Ordering::Relaxed), error:%;
+                    "objectStore: uploads fail; they wait"
                 );
                 *failure = Some((now, error.to_string()));
             }

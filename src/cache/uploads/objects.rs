@@ -67,7 +67,9 @@ impl Shared {
             _ => ManifestRecord::from_json(&record).is_some(),
         };
         if !is_valid {
-            log::error!("objectStore: {} is damaged and is not uploaded", file.key);
+            log::error!(
+                file = file.key.as_str(); "objectStore: a record is damaged and is not uploaded"
+            );
             return Ok(Uploaded::Damaged);
         }
         let begun = Instant::now();
@@ -142,9 +144,13 @@ impl Shared {
         let Checked::Damaged(damage) = self.store.check_blob(&digest, &mut buffer, go_on) else {
             return true;
         };
-        log::error!("objectStore: {digest} is damaged and is not uploaded; it is fetched again");
+        log::error!(
+            digest:%; "objectStore: a blob is damaged and is not uploaded; it is fetched again"
+        );
         if let Err(error) = self.store.quarantine(&damage) {
-            log::error!("{digest}: {error}");
+            log::error!(
+                digest:%, error:%; "objectStore: a damaged blob cannot be moved to quarantine"
+            );
         }
         false
     }

@@ -96,7 +96,7 @@ impl Shared {
         };
         if !is_there {
             if let Err(error) = self.store.queue_again(kind, path) {
-                log::warn!("objectStore: cannot queue {path}: {error}");
+                log::warn!(file = path, error:%; "objectStore: cannot queue a file");
             }
             return Ok(false);
         }

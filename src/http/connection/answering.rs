@@ -59,9 +59,8 @@ impl Connection {
             Ok(Err(reply)) => self.answer(Some(request), reply, Outcome::Complete, worker),
             Err(message) => {
                 log::error!(
-                    "panic while answering {} {}: {message}",
-                    request.method_text(),
-                    request.path()
+                    method = request.method_text(), path = request.path(), error = message.as_str();
+                    "panic while answering a request"
                 );
                 let reply = Reply::plain(500, "internal server error").close();
                 self.answer(Some(request), reply, Outcome::Panicked, worker)

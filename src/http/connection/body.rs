@@ -244,7 +244,7 @@ impl Growth {
             Ok(Poll::Ready(Err(reason))) => Step::Failed(Outcome::Cut(reason)),
             Ok(Poll::Pending) => Step::NotGrown,
             Err(message) => {
-                log::error!("panic in the source of a response: {message}");
+                log::error!(error = message.as_str(); "panic in the source of a response");
                 Step::Failed(Outcome::Panicked)
             }
         }

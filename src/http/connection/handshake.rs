@@ -29,7 +29,7 @@ impl Connection {
                 match accepted {
                     Some(Ok(session)) => self.wire.secure(session),
                     Some(Err(error)) => {
-                        log::error!("cannot start a TLS session: {error}");
+                        log::error!(error:%; "cannot start a TLS session");
                         return Break(SliceEnd::Close);
                     }
                     None => {}
@@ -65,19 +65,29 @@ impl Connection {
             Handshake::WantsRead => Interest::Readable,
             Handshake::WantsWrite => Interest::Writable,
             Handshake::Closed => {
-                log::debug!("{}: closed the connection during the TLS handshake", self.peer);
+                log::debug!(
+                    ip:% = self.peer.ip(), port = self.peer.port();
+                    "a client closed the connection during the TLS handshake"
+                );
                 return Break(SliceEnd::Close);
             }
             Handshake::Failed(error) => {
                 worker.service.count_failed_handshake();
-                log::info!("{}: no TLS session: {}", self.peer, explain(&error));
+                log::info!(
+                    ip:% = self.peer.ip(), port = self.peer.port(),
+                    error = explain(&error).as_str();
+                    "no TLS session"
+                );
                 self.begin_lingering(worker);
                 return Continue(());
             }
         };
         if worker.now >= deadline {
             worker.service.count_failed_handshake();
-            log::info!("{}: no TLS session: the handshake took too long", self.peer);
+            log::info!(
+                ip:% = self.peer.ip(), port = self.peer.port();
+                "no TLS session: the handshake took too long"
+            );
             return Break(SliceEnd::Close);
         }
         self.phase = Phase::Handshake;

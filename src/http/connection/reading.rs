@@ -62,7 +62,10 @@ impl Connection {
                 None
             }
             Err(error) => {
-                log::debug!("{}: {error}", self.peer);
+                log::debug!(
+                    ip:% = self.peer.ip(), port = self.peer.port(), error:%;
+                    "a request is not valid HTTP"
+                );
                 worker.spare_request = Some(request);
                 Some(self.refuse(None, error.status(), &error.to_string(), worker))
             }

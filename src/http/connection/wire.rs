@@ -234,7 +234,7 @@ impl Session {
                 Ok(_) => {}
                 Err(ReceiveError::Socket(error)) => return Err(error),
                 Err(ReceiveError::Protocol(error)) => {
-                    log::debug!("a client's TLS session broke: {error}");
+                    log::debug!(error:%; "a client's TLS session broke");
                     return Err(SocketError::Closed);
                 }
             }

@@ -312,7 +312,7 @@ impl<C: Occupant> ConnectionTable<C> {
             Ok(()) => self.occupy(slot, connection, parking),
             Err(errno) => {
                 drop(slot);
-                log::warn!("cannot watch the socket of a new client: {errno}");
+                log::warn!(error:% = errno; "cannot watch the socket of a new client");
             }
         }
     }
@@ -337,7 +337,7 @@ impl<C: Occupant> ConnectionTable<C> {
             let events = parking.interest.events();
             if let Err(errno) = epoll::modify(&self.epoll, &*connection, data, events) {
                 drop(slot);
-                log::warn!("cannot watch the socket of a client: {errno}");
+                log::warn!(error:% = errno; "cannot watch the socket of a client");
                 return Ok(());
             }
         }

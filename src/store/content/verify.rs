@@ -183,7 +183,7 @@ impl Store {
         let to = self.inner.layout.blob(digest);
         let publish = || self.inner.publish_counted(path, &to);
         self.inner.queued(OutgoingKind::Blob, &to, publish)?;
-        log::info!("{digest} from quarantine/ is intact after all and is served again");
+        log::info!(digest:%; "a blob from quarantine/ is intact after all and is served again");
         Ok(())
     }
 }

@@ -311,10 +311,8 @@ impl Layout {
             Ok(()) => Ok(true),
             Err((path, source)) if self.root.join("blobs").is_dir() => {
                 log::warn!(
-                    "the cache directory {} is read-only ({}: {source}): cached content is served, \
-                     nothing is added",
-                    self.root.display(),
-                    path.display()
+                    directory:% = self.root.display(), file:% = path.display(), error:% = source;
+                    "the cache directory is read-only: cached content is served, nothing is added"
                 );
                 Ok(false)
             }
@@ -378,14 +376,14 @@ impl Layout {
         // Cleanup recognizes the temporary name.
         match move_directory(lock, &self.temporary()) {
             Ok(()) => log::warn!(
-                "{} was a directory, which blocked every removal; it has been moved away",
-                lock.display()
+                file:% = lock.display();
+                "a directory in place of a lock file blocked every removal; it has been moved away"
             ),
             // Another process was faster.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
             Err(error) => log::warn!(
-                "{} is a directory, which blocks every removal, and cannot be moved: {error}",
-                lock.display()
+                file:% = lock.display(), error:%;
+                "a directory in place of a lock file blocks every removal, and cannot be moved"
             ),
         }
     }

@@ -257,7 +257,10 @@ impl Store {
             StoredPath::Tag(..) => OutgoingKind::Tag,
         });
         if kind != Some(entry.kind) || OutgoingEntry::of(entry.kind, &key) != *entry {
-            log::warn!("{} was not written by Larder and is removed", claim.display());
+            log::warn!(
+                file:% = claim.display();
+                "a file in the queue of uploads was not written by Larder and is removed"
+            );
             let _ = fs::remove_file(&claim);
             return Ok(OutgoingContent::Gone);
         }
@@ -280,7 +283,7 @@ impl Store {
             && path.exists()
             && let Err(error) = self.inner.note_outgoing(entry.kind, &path)
         {
-            log::warn!("{error}; it is uploaded again");
+            log::warn!(error:%; "cannot queue a file that was replaced; it is uploaded again");
             return;
         }
         // One that cannot be removed is uploaded again, which costs a request.

@@ -68,7 +68,10 @@ impl Store {
     /// Logs and counts a damaged file. The caller then treats it as absent.
     pub(in crate::store) fn damaged<T>(&self, path: &Path, reason: &str) -> Option<T> {
         self.inner.damaged_files.fetch_add(1, Ordering::Relaxed);
-        log::warn!("cache file {} is damaged ({reason}); it is treated as absent", path.display());
+        log::warn!(
+            file:% = path.display(), error = reason;
+            "a file of the cache is damaged; it is treated as absent"
+        );
         let below = path.strip_prefix(self.root()).unwrap_or(path);
         self.observe(&StoreEvent::Damaged { what: &below.display(), reason });
         None
@@ -88,7 +91,7 @@ impl Store {
         let error = StoreError::read(path, error);
         // A server without descriptors fails on every request, so only powers of two are logged.
         if (before + 1).is_power_of_two() {
-            log::error!("{error} ({} such failures since the start)", before + 1);
+            log::error!(count = before + 1, error:%; "the cache cannot be read");
         }
         Err(error)
     }

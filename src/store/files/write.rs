@@ -76,7 +76,10 @@ impl Inner {
             }
             // Larder creates no directory with this name. It may contain something, so it is not deleted here.
             Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-                log::warn!("{} is a directory; moving it to incoming/", path.display());
+                log::warn!(
+                    file:% = path.display();
+                    "a directory in place of a file; moving it to incoming/"
+                );
                 move_directory(path, &self.layout.temporary())
                     .and_then(|()| fs::rename(temporary, path))
             }

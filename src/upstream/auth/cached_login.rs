@@ -92,8 +92,7 @@ impl<T: PartialEq> CachedLogin<T> {
         self.fetch(Why::Needed, now, fetch).or_else(|error| {
             let unexpired = unexpired.ok_or_else(|| error.clone())?;
             log::warn!(
-                "a login cannot be renewed and is used until it expires: {}",
-                error.reason()
+                error:% = error.reason(); "a login cannot be renewed and is used until it expires"
             );
             Ok(unexpired)
         })

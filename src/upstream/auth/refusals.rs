@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::oci::{Repository, Upstream};
+use crate::oci::Repository;
 
 /// The shortest time between two warnings.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -17,21 +17,14 @@ pub(in crate::upstream) struct Refusals {
 }
 
 impl Refusals {
-    /// For credentials that are not those of the configuration: nothing is logged.
+    /// For credentials that are not those of the configuration: there is nothing to warn of.
     pub(in crate::upstream) fn silent() -> Refusals {
         Refusals { is_silent: true, ..Refusals::default() }
     }
 
-    /// Logs a warning, unless one was logged within the last minute.
-    pub(in crate::upstream) fn warn(
-        &self,
-        upstream: &Upstream,
-        repository: &Repository,
-        what: &str,
-    ) {
-        if !self.is_silent && self.is_due(repository, Instant::now()) {
-            log::warn!("{upstream}: {what}");
-        }
+    /// Whether to log a warning about this repository now: none was logged within the last minute. The caller logs it.
+    pub(in crate::upstream) fn is_warning_due(&self, repository: &Repository) -> bool {
+        !self.is_silent && self.is_due(repository, Instant::now())
     }
 
     /// Records that the registry accepted the credentials for a repository: the next refusal is logged again. A success

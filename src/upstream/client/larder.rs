@@ -129,9 +129,9 @@ impl LarderEndpoint {
         if !self.is_this_process() && !differences.is_empty() && before.introduction != Some(theirs)
         {
             log::warn!(
-                "peers: {} differs from this Larder in {differences}; peers work together nevertheless, but which \
-                 of them asks a registry depends on the content",
-                session.url()
+                endpoint:% = session.url(), keys = differences.as_str();
+                "peers: a peer has other settings than this Larder; peers work together nevertheless, but which \
+                 of them asks a registry depends on the content"
             );
         }
     }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use ureq::http::HeaderMap;
 
 use crate::oci::Upstream;
-use crate::units::duration;
 use crate::upstream::response::text;
 
 /// The shortest time between two warnings.
@@ -92,8 +91,14 @@ impl Quota {
     /// Records the headers of a response of the registry itself.
     pub(super) fn note(&self, headers: &HeaderMap, upstream: &Upstream, now: Instant) {
         let Some(latest) = RateLimit::of(headers) else { return };
-        if let Some(warning) = self.update(latest, now) {
-            log::warn!(upstream:% = upstream; "{warning}");
+        if let Some(low) = self.update(latest, now) {
+            let window_ms = low.window.map(|window| window.as_secs_f64() * 1e3);
+            log::warn!(
+                upstream:%, remaining = low.remaining, limit = low.limit, window_ms,
+                source = low.source.as_deref();
+                "few or no pulls are left; without any, the registry answers 429, and images that are \
+                 not cached must wait (registries[].auth and tagTtl help)"
+            );
         }
     }
 
@@ -110,26 +115,19 @@ impl Quota {
         latest.below(RESERVED_PERCENT).is_some() && now.saturating_duration_since(noted) < window
     }
 
-    /// Stores the rate limit and returns a warning, if one is due.
-    fn update(&self, latest: RateLimit, now: Instant) -> Option<String> {
+    /// Stores the rate limit. Returns it if a warning is due: few pulls are left, and both counts are known.
+    fn update(&self, latest: RateLimit, now: Instant) -> Option<RateLimit> {
         let mut state = self.lock();
-        let low = latest.below(LOW_PERCENT);
-        let source = latest.source.clone();
-        let window = latest.window;
+        let low = latest.below(LOW_PERCENT).map(|_| latest.clone());
         state.latest = Some(latest);
         state.noted = Some(now);
-        let (limit, remaining) = low?;
+        let low = low?;
         if state.warned.is_some_and(|warned| now.saturating_duration_since(warned) < WARN_INTERVAL)
         {
             return None;
         }
         state.warned = Some(now);
-        let of = window.map(|window| format!(" in {}", duration(window))).unwrap_or_default();
-        let by = source.map(|source| format!(" by {source}")).unwrap_or_default();
-        Some(format!(
-            "{remaining} of {limit} pulls{of}{by} are left; after that it answers 429, and images that \
-             are not cached must wait (registries[].auth and tagTtl help)"
-        ))
+        Some(low)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -213,12 +211,9 @@ mod tests {
         for (minutes, remaining, warned) in
             [(0, 10, false), (1, 9, true), (2, 8, false), (60, 0, false), (61, 0, true)]
         {
-            let text = quota.update(left(remaining), start + Duration::from_secs(minutes * 60));
-            assert_eq!(text.is_some(), warned, "{remaining} left after {minutes} minutes");
-            if let Some(text) = text {
-                let words = format!("{remaining} of 100 pulls in 6 h by 192.0.2.1");
-                assert!(text.starts_with(&words), "{text}");
-            }
+            let low = quota.update(left(remaining), start + Duration::from_secs(minutes * 60));
+            let expected = warned.then(|| left(remaining));
+            assert_eq!(low, expected, "{remaining} left after {minutes} minutes");
         }
         assert_eq!(quota.update(RateLimit::default(), start), None);
         let none = RateLimit { limit: Some(0), remaining: Some(0), ..RateLimit::default() };

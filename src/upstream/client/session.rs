@@ -413,7 +413,7 @@ impl Session {
         let suspect = self.idle_is_suspect.swap(false, Ordering::Relaxed);
         let answered = match send(if suspect { Idle::Dropped } else { Idle::Used }) {
             Err(error) if is_stale_connection(&error) => {
-                log::debug!("{request}: {error} before a response, retrying on a new connection");
+                log::debug!(request:%, error:%; "retrying on a new connection");
                 send(Idle::Dropped)
             }
             other => other,

@@ -120,8 +120,8 @@ impl Bucket {
     /// Notes that the bucket has sent wrong bytes, so the object must be replaced.
     pub fn note_wrong(&self, key: &str) {
         log::warn!(
-            "objectStore: {}{key} has the wrong content; it will be replaced",
-            self.store.url()
+            endpoint:% = self.store.url(), file = key;
+            "objectStore: an object has the wrong content; it will be replaced"
         );
         let mut known = self.known();
         known.present.remove(key);

@@ -271,7 +271,10 @@ impl Failover {
                     return Ok(answer);
                 }
                 Err(error) => {
-                    log::debug!("{}: {}: {error}", self.upstream, endpoint.origin.url());
+                    log::debug!(
+                        upstream:% = self.upstream, endpoint:% = endpoint.origin.url(), error:%;
+                        "an endpoint has not delivered"
+                    );
                     if index < self.first_own() && endpoint.origin.is_this_process() {
                         // The others have a lower rank.
                         is_responsible = true;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use crate::oci::Upstream;
-use crate::units::duration;
 use crate::upstream::client::{EndpointKind, RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::{BlobBody, Origin};
@@ -187,7 +186,7 @@ impl GuardedEndpoint {
             Permit::Ask => {}
             Permit::Wait(wait) => return Err(self.refusal(wait)),
             Permit::Probe => {
-                log::info!("{upstream}: asking {} again", self.origin.url());
+                log::info!(upstream:%, endpoint:% = self.origin.url(); "asking the endpoint again");
                 // With a request of Larder's own: the client's request may fail even if the endpoint works.
                 let probed = self.origin.probe();
                 let change = {
@@ -254,12 +253,14 @@ impl GuardedEndpoint {
     fn log(&self, upstream: &Upstream, change: Option<Change>, failure: Option<&UpstreamError>) {
         match (change, failure) {
             (Some(Change::Closed), _) => {
-                log::info!("{upstream}: {} answers again", self.origin.url());
+                log::info!(
+                    upstream:%, endpoint:% = self.origin.url(); "the endpoint answers again"
+                );
             }
             (Some(Change::Opened(wait)), Some(error)) => log::warn!(
-                "{upstream}: {} is not asked for {}: {error}",
-                self.origin.url(),
-                duration(wait)
+                upstream:%, endpoint:% = self.origin.url(), wait_ms = wait.as_secs_f64() * 1e3,
+                error:%;
+                "the endpoint is not asked for a while"
             ),
             _ => {}
         }

@@ -19,7 +19,6 @@ use super::breaker::{BreakerPolicy, BreakerState};
 use super::guarded::{EndpointStatus, GuardedEndpoint};
 use crate::introduction;
 use crate::oci::{Algorithm, Digest, Upstream};
-use crate::units::plural;
 use crate::upstream::PeerProof;
 use crate::upstream::client::{Acquaintance, EndpointKind, EndpointSettings, Registry};
 use crate::upstream::network::{Endpoint, ForeignAgents, Scheme, Timeouts};
@@ -143,7 +142,7 @@ impl Peers {
             let weak = Arc::downgrade(&peers);
             let run = move || look_up(&weak, &name, port, scheme);
             if let Err(error) = thread::Builder::new().name("peers".into()).spawn(run) {
-                log::error!("peers: cannot start a thread to find them: {error}; there are none");
+                log::error!(error:%; "peers: cannot start a thread to find them; there are none");
             }
         }
         peers
@@ -254,7 +253,7 @@ impl Peers {
         if before.iter().map(|old| &old.url).eq(members.iter().map(|new| &new.url)) {
             return;
         }
-        log::info!("peers: {}", plural(members.len() as u64, "member"));
+        log::info!(count = members.len(); "peers: the members have changed");
         lock(&self.endpoints).retain(|(_, url), _| members.iter().any(|member| member.url == *url));
         *self.members.write().unwrap_or_else(PoisonError::into_inner) = members.into();
     }
@@ -286,7 +285,8 @@ fn look_up(peers: &Weak<Peers>, name: &str, port: u16, scheme: Scheme) {
                     let reason =
                         failed.err().map_or("no addresses".into(), |error| error.to_string());
                     log::warn!(
-                        error:% = reason; "peers: cannot look up {name}; the members stay as they are"
+                        host = name, error = reason.as_str();
+                        "peers: cannot look up the members; they stay as they are"
                     );
                 }
             }

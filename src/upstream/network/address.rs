@@ -98,7 +98,10 @@ impl Resolver for GuardedResolver {
             (None, Some(address)) => {
                 let host = uri.host().unwrap_or_default();
                 // In the log only: otherwise clients could find out what private names resolve to.
-                log::warn!("{host} resolves to {}, which may not be dialled", address.ip());
+                log::warn!(
+                    host, address:% = address.ip();
+                    "a host resolves to an address that may not be dialled"
+                );
                 Err(ureq::Error::Other(Box::new(AddressRefused::new(host))))
             }
             _ => Ok(allowed),

@@ -143,7 +143,7 @@ impl DnsCache {
         let builder = thread::Builder::new().name("resolver".into()).stack_size(STACK_BYTES);
         // If the thread cannot be started, its closure is dropped, which ends the lookup as failed.
         if let Err(error) = builder.spawn(move || pending.run()) {
-            log::warn!("cannot start a thread to look up a host name: {error}");
+            log::warn!(error:%; "cannot start a thread to look up a host name");
         }
         self.shared.lock()
     }
@@ -189,7 +189,7 @@ impl PendingLookUp {
     fn run(mut self) {
         let found = (self.shared.look_up)(&self.name);
         if let Err(error) = &found {
-            log::debug!("{}: {error}", self.name);
+            log::debug!(host = self.name.as_str(), error:%; "cannot look up a host");
         }
         self.found = found.ok().filter(|found| !found.is_empty()).map(Arc::from);
     }

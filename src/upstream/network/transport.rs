@@ -178,10 +178,16 @@ impl LazyAgent {
             let stamp = self.stamp();
             if stamp != built.stamp {
                 let expired = self.tls.iter().flat_map(|tls| tls.expired(SystemTime::now()));
-                expired.for_each(|expired| log::error!("registries[].tls: {expired}"));
+                expired.for_each(|expired| {
+                    log::error!(
+                        error:% = expired; "registries[].tls: a certificate is not valid now"
+                    )
+                });
                 match self.build() {
                     Ok(agents) => (built.agents, built.stamp) = (agents, stamp),
-                    Err(error) => log::warn!("changed TLS files are not used yet: {error}"),
+                    Err(error) => log::warn!(
+                        error:%; "registries[].tls: changed files are not used yet"
+                    ),
                 }
             }
         }
@@ -251,7 +257,7 @@ fn roots() -> &'static [CertificateDer<'static>] {
 fn load_roots() -> Vec<CertificateDer<'static>> {
     let loaded = rustls_native_certs::load_native_certs();
     for error in &loaded.errors {
-        log::warn!("a root certificate of the operating system cannot be used: {error}");
+        log::warn!(error:%; "a root certificate of the operating system cannot be used");
     }
     if loaded.certs.is_empty() {
         log::info!("the operating system has no root certificates; Mozilla's are used");

@@ -70,13 +70,10 @@ impl TunnelConnector {
         match self.guard.allows_target(host, &addresses) {
             true => Ok(()),
             false => {
+                let address = addresses.first().map(ToString::to_string);
                 log::warn!(
-                    "the proxy {} is not asked for {host}, which may not be dialled{}",
-                    self.proxy,
-                    addresses
-                        .first()
-                        .map(|ip| format!(": it resolves to {ip}"))
-                        .unwrap_or_default()
+                    proxy:% = self.proxy, host, address = address.as_deref();
+                    "the proxy is not asked for a host that may not be dialled"
                 );
                 Err(Error::Other(Box::new(AddressRefused::new(host))))
             }

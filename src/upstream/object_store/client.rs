@@ -209,7 +209,7 @@ impl Client {
                 Err(failure) => failure,
             };
             if idle == Idle::Used && is_stale_connection(&failure.error) {
-                log::debug!("{}, retrying on a new connection", failure.error);
+                log::debug!(error:% = failure.error; "objectStore: retrying on a new connection");
                 idle = Idle::Dropped;
                 continue;
             }
@@ -227,7 +227,7 @@ impl Client {
                 && failure.is_about_keys()
                 && let Some(other) = self.keys.renew(&keys).map_err(no_login)?
             {
-                log::debug!("{}, retrying with other keys", failure.error);
+                log::debug!(error:% = failure.error; "objectStore: retrying with other keys");
                 (keys, has_renewed) = (other, true);
                 continue;
             }
@@ -235,7 +235,9 @@ impl Client {
             let Some(wait) = policy.next_wait(&failure.error, failures, started.elapsed()) else {
                 return Err(failure.error);
             };
-            log::debug!("{}, retrying in {} ms", failure.error, wait.as_millis());
+            log::debug!(
+                wait_ms = wait.as_secs_f64() * 1e3, error:% = failure.error; "objectStore: retrying"
+            );
             thread::sleep(wait);
             keys = self.keys.get().map_err(no_login)?;
             idle = Idle::Dropped;
@@ -361,7 +363,10 @@ impl Client {
         if !(is_named || status == 403) || self.clock.correct(date, now, is_named).is_none() {
             return false;
         }
-        log::warn!("{}: {}; requests to it are signed with its time", self.url(), skew(date, now));
+        log::warn!(
+            endpoint:% = self.url(), error:% = skew(date, now);
+            "objectStore: requests are signed with the time of the store"
+        );
         true
     }
 }
@@ -380,7 +385,10 @@ impl Features {
     /// Stops the use of a feature. Logs this the first time.
     pub(super) fn drop(feature: &AtomicBool, what: &str, url: &str) {
         if feature.swap(false, Ordering::Relaxed) {
-            log::info!("{url}: the store does not support {what}; requests go without");
+            log::info!(
+                endpoint = url, feature = what;
+                "objectStore: the store does not support a feature; requests go without"
+            );
         }
     }
 }

@@ -97,7 +97,7 @@ pub(super) fn upload(
     let first = upload.run(&id);
     match &first {
         Err(error) if upload.is_unusable(error, is_resumed) => {
-            log::debug!("{error}, starting the upload again");
+            log::debug!(error:%; "objectStore: starting the upload again");
             upload.abort(&id);
         }
         _ => return upload.ended(first, &id),
@@ -147,7 +147,7 @@ impl Upload<'_> {
         let mut pending = match self.pending() {
             Ok(pending) => pending,
             Err(error) => {
-                log::debug!("{error}; no upload is resumed");
+                log::debug!(error:%; "objectStore: no upload is resumed");
                 return None;
             }
         };
@@ -332,7 +332,7 @@ impl Upload<'_> {
         let ask = Ask::new("DELETE", Some(self.key)).query("uploadId", id);
         match self.client.call(&ask) {
             Ok(answer) => discard(answer.response),
-            Err(error) => log::debug!("{error}; an upload is not aborted"),
+            Err(error) => log::debug!(error:%; "objectStore: an upload is not aborted"),
         }
     }
 }

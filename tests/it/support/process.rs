@@ -15,6 +15,21 @@ use super::FakeRegistry;
 
 pub const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 
+/// The address in this field of a log, text or JSON, which follows this message.
+#[track_caller]
+pub fn address_in(log: &str, message: &str, field: &str) -> SocketAddr {
+    find_address(log, message, field)
+        .unwrap_or_else(|| panic!("{message} {field}= is not in:\n{log}"))
+}
+
+fn find_address(log: &str, message: &str, field: &str) -> Option<SocketAddr> {
+    let text = format!(" {message} {field}=");
+    let json = format!("\"message\":\"{message}\",\"{field}\":\"");
+    let (_, rest) = log.split_once(&text).or_else(|| log.split_once(&json))?;
+    let address = rest.split([' ', '"', '\n']).next()?;
+    Some(address.parse().expect("an address"))
+}
+
 pub fn larder(arguments: &[&str]) -> Command {
     let mut command = Command::new(LARDER);
     command.args(arguments).stdin(Stdio::null());
@@ -150,10 +165,8 @@ impl Process {
             self.log.read_line(&mut line).expect("its log can be read");
             self.banner.push_str(&line);
             assert!(!line.is_empty(), "the server exited before it was ready:\n{}", self.banner);
-            if let Some((_, address)) = line.trim_end().split_once("listening on ") {
-                // In JSON, it is the end of a string.
-                let address = address.trim_end_matches(['"', '}']);
-                self.address = address.parse().expect("the address of the server");
+            if let Some(address) = find_address(&line, "listening", "listen") {
+                self.address = address;
                 return;
             }
         }

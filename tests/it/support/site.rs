@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use super::client::{self, Connection};
 use super::larder::{blob, files, manifest, until};
-use super::process::{Process, run};
+use super::process::{Process, address_in, run};
 use super::{FakeRegistry, Fault, Gate, Image, On, Publish, Response, bytes};
 
 /// The content of the token file.
@@ -225,7 +225,7 @@ impl Site {
     pub fn serve(&self) -> RunningServer {
         let text = fs::read_to_string(self.path("larder.yaml")).expect("a configuration");
         let process = Process::serve_file(self.directory.path(), &text);
-        let management = address_in(&process.banner, "management on http://");
+        let management = address_in(&process.banner, "serving the management port", "management");
         RunningServer { process, management }
     }
 }
@@ -351,14 +351,6 @@ impl RunningServer {
         assert!(status.success(), "{log}");
         log
     }
-}
-
-/// The address that follows `words` in a log.
-#[track_caller]
-pub fn address_in(log: &str, words: &str) -> SocketAddr {
-    let (_, rest) = log.split_once(words).unwrap_or_else(|| panic!("{words} is not in:\n{log}"));
-    let address = rest.split(['/', ' ', '\n']).next().unwrap_or_default();
-    address.parse().expect("an address")
 }
 
 /// Sets the modification time of a file to `by` ago.

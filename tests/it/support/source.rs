@@ -1,4 +1,4 @@
-//! Rust source for `tidy.rs`: its paths and unwraps outside tests, with their lines. Only [`sources`] reads files.
+//! Rust source for `tidy.rs`: its paths, unwraps and log messages outside tests, with their lines. Only [`sources`] reads files.
 
 use std::fs;
 use std::path::Path;
@@ -40,6 +40,8 @@ pub struct Code<'a> {
     pub paths: Vec<(usize, String)>,
     /// The lines of `.unwrap()` and `.expect(…)`.
     pub unwraps: Vec<usize>,
+    /// The messages of `log::info!(…)` and so on, as literals, with the lines of the macros.
+    pub log_messages: Vec<(usize, String)>,
 }
 
 impl<'a> Code<'a> {
@@ -55,8 +57,40 @@ impl<'a> Code<'a> {
             three[0].1 == "." && matches!(&*three[1].1, "unwrap" | "expect") && three[2].1 == "("
         });
         let unwraps = unwraps.map(|three| three[1].0).collect();
-        Code { lines: text.lines().collect(), test_lines, paths, unwraps }
+        let log_messages = log_messages(&tokens);
+        Code { lines: text.lines().collect(), test_lines, paths, unwraps, log_messages }
     }
+}
+
+/// The message of a log macro is the first text outside brackets, or the one after the `;` that follows the fields.
+fn log_messages(tokens: &[(usize, String)]) -> Vec<(usize, String)> {
+    const START: [&str; 3] = ["log", ":", ":"];
+    const MACROS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "log"];
+    let starts = |six: &[(usize, String)]| {
+        START.iter().zip(six).all(|(expected, token)| *expected == token.1)
+            && MACROS.contains(&&*six[3].1)
+            && (six[4].1.as_str(), six[5].1.as_str()) == ("!", "(")
+    };
+    let mut messages = Vec::new();
+    for (at, _) in tokens.windows(6).enumerate().filter(|(_, six)| starts(six)) {
+        let (mut depth, mut message) = (1, None);
+        for (_, text) in &tokens[at + 6..] {
+            match text.as_str() {
+                "(" | "{" => depth += 1,
+                ")" | "}" => depth -= 1,
+                ";" if depth == 1 => message = None,
+                text if depth == 1 && message.is_none() && text.contains('"') => {
+                    message = Some(text.to_owned());
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        messages.push((tokens[at].0, message.expect("a log macro has a message")));
+    }
+    messages
 }
 
 /// Appends words, punctuation and brackets with their lines, without items under `#[cfg(test)]`.

@@ -189,11 +189,18 @@ impl CachedIndex {
 
 fn log_removal(item: &Evictable) {
     match item {
-        Evictable::Image(name, reference) => log::info!("evicted {}", name.with(reference)),
+        Evictable::Image(name, reference) => log::info!(
+            image = name.with(reference).as_str(); "evicted an image"
+        ),
         Evictable::Partial(partial) => {
-            log::info!("evicted the partial download {}@{}", partial.upstream(), partial.digest());
+            log::info!(
+                digest:% = partial.digest(), upstream:% = partial.upstream();
+                "evicted a partial download"
+            );
         }
-        Evictable::Quarantined(path) => log::info!("evicted the damaged blob {}", path.display()),
-        Evictable::List(path) => log::debug!("evicted the list {}", path.display()),
+        Evictable::Quarantined(path) => log::info!(
+            file:% = path.display(); "evicted a damaged blob"
+        ),
+        Evictable::List(path) => log::debug!(file:% = path.display(); "evicted a list"),
     }
 }

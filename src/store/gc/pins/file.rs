@@ -102,7 +102,10 @@ impl Store {
         for (at, pin) in pins.iter().enumerate() {
             if (text.len() + pin.len()) as u64 >= PINS_BYTES_MAX {
                 let left_out = pins.len() - at;
-                log::warn!("{}: {left_out} pins do not fit and are left out", path.display());
+                log::warn!(
+                    file:% = path.display(), count = left_out;
+                    "some pins do not fit and are left out"
+                );
                 break;
             }
             text.push_str(pin);

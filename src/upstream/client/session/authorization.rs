@@ -308,17 +308,22 @@ impl Session {
         error: LoginError,
     ) -> UpstreamError {
         // A temporary error is logged by the fetch.
-        if let LoginError::Unusable(reason) = &error {
-            self.refusals.warn(&self.upstream, repository, &format!("no credentials: {reason}"));
+        if let LoginError::Unusable(reason) = &error
+            && self.refusals.is_warning_due(repository)
+        {
+            log::warn!(upstream:% = self.upstream, error:% = reason; "no credentials");
         }
         UpstreamError::no_login(request, error)
     }
 
     /// Warns, at most once a minute, that the credentials are refused. The requests fail at once.
     fn refused(&self, repository: &Repository, request: &Arc<str>, status: u16) -> UpstreamError {
-        let what =
-            format!("the credentials in registries[].auth are refused ({request}: {status})");
-        self.refusals.warn(&self.upstream, repository, &what);
+        if self.refusals.is_warning_due(repository) {
+            log::warn!(
+                upstream:% = self.upstream, request:%, status;
+                "the credentials in registries[].auth are refused"
+            );
+        }
         UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Denied { status })
     }
 
