@@ -190,7 +190,7 @@ BUCKET_SETTINGS='  redirect: true'
 replica a a
 BUCKET_SETTINGS=
 replica_start a
-larder_logs a "large cached blobs are redirected to http://127.0.0.1:$FRONT_PORT/$BUCKET/a/"
+larder_logs a "large cached blobs are redirected to the bucket endpoint=http://127.0.0.1:$FRONT_PORT/$BUCKET/a/"
 pull a big:v1
 equal "redirects to a bucket about which nothing is known" 0 "$(metric a larder_redirects_total)"
 layer_is_known() { [[ -n $(requests a "^HEAD [^ ]*/${BIG_LAYER#*:} 200\$") ]]; }
@@ -204,7 +204,7 @@ equal "bytes of redirects" "$(stat -c %s "$CASE_DIR/images/big:v1/${BIG_LAYER#*:
 [[ -n $(requests a "^GET [^ ]*/${BIG_LAYER#*:}\?[^ ]*X-Amz-Signature=[^ ]* 200\$") ]] || fail "containerd has not followed the redirect"
 pull a big:v1
 equal "redirects of a client that returns" 1 "$(metric a larder_redirects_total)"
-larder_logs a '127.0.0.1 asked again for sha256:.*it gets all blobs from here for 10 m'
+larder_logs a 'it gets all blobs from here for a while.* ip=127.0.0.1 digest=sha256:.* wait=10min'
 if grep -q X-Amz-Signature "$LOGS/a.log"; then fail "a signature in the log"; fi
 replica_stop a
 

@@ -128,9 +128,9 @@ def friendly():
         entry("base"),
         entry("platform", state="running", done=12, total=31, next=None, succeeded=ago(86400), images=30, missingImages=1, unconfirmedImages=2,
               missing=[{"image": "quay.io/org/app:v9", "reason": "no tag matches"}])]}
-    lines = [{"time": ago(17), "level": "warning", "text": "registry.k8s.io: https://registry.k8s.io is not asked for 30 s: GET https://registry.k8s.io/v2/: timed out (connecting)"},
-             {"time": ago(190), "level": "error", "text": "objectStore: PUT https://s3.example.com/larder/…: 503 SlowDown"},
-             {"time": ago(90_000), "level": "warning", "text": "management: wrong token from 10.0.0.7 (logged once a minute)"}]
+    lines = [{"time": ago(17), "level": "warning", "text": "the endpoint is not asked for a while upstream=registry.k8s.io endpoint=https://registry.k8s.io wait=30s error=\"GET https://registry.k8s.io/v2/: timed out (connecting)\""},
+             {"time": ago(190), "level": "error", "text": "objectStore: uploads fail; they wait files=7 error=\"PUT https://s3.example.com/larder/…: 503 SlowDown\""},
+             {"time": ago(90_000), "level": "warning", "text": "management: wrong token (logged once a minute) ip=10.0.0.7"}]
     configuration = {"file": "/etc/larder/larder.yaml", "loaded": ago(4000), "afterRestart": ["port"], "refused": None,
                      "effective": "cacheSize: 3GB\nfreeSpace: 10GB\nregistries:\n- name: docker.io\n  endpoints:\n  - https://hub-mirror.example\n"
                                   "  - https://registry-1.docker.io\n  credentials:\n    username: ci\n    password: '***'\n"}

@@ -144,7 +144,7 @@ sent=$(($(counted OUTPUT ACCEPT 2) - before))
 
 step "the link lost packets and connections, and larder resumed the downloads"
 resets=$(counted INPUT REJECT 1)
-resumed=$(larder_lines 'WARN  .*; [1-9][0-9.]* (bytes?|[kMG]B) received, resuming in ')
+resumed=$(larder_lines 'WARN  download interrupted; it is resumed .* received=[1-9][0-9.]*(bytes?|[kMG]B) ')
 size=$(find "${all[@]/#/$CASE_DIR/image-}" -type f ! -name version -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
 echo "sent $sent bytes for $size ($((sent * 100 / size)) %), $resets resets, $resumed resumed"
 ((resets > 0)) || fail "no connection was reset"

@@ -65,7 +65,7 @@ printf 'cacheSize: 1MB\nmanagement: {port: %s}\n' "$(free_port)" >>"$CASE_DIR/la
 larder_start
 has_evicted() { [[ ! -e $(cached_blob "$BIG_LAYER") ]]; }
 wait_until 20 "the eviction of the large layer" has_evicted
-larder_logged "the eviction" 'evicted 1 image and'
+larder_logged "the eviction" 'evicted images and other files images=1 '
 pull "$MULTI" --all
 larder_ list >"$CASE_DIR/tmp/list"
 matches "the pinned image" "$HELLO.*complete.*pinned" "$(cat "$CASE_DIR/tmp/list")"

@@ -184,7 +184,7 @@ pull_through() { # MEMBER IMAGE…
 step "three members that DNS finds, with $CLIENTS clients each: the registry sends every blob once"
 push 3 1500000 family/all:v1
 group_start "peers: {dns: larders.test, port: $PORT}"
-for host in "${MEMBERS[@]}"; do wait_until 10 "three members at $host" grep -q 'peers: 3 members' "$LOGS/$host.log"; done
+for host in "${MEMBERS[@]}"; do wait_until 10 "three members at $host" grep -q 'peers: the members have changed count=3' "$LOGS/$host.log"; done
 for host in "${MEMBERS[@]}"; do clients_start "$host" "$CLIENTS" reg.test/family/all:v1; done
 for host in "${MEMBERS[@]}"; do clients_succeed "$host"; done
 equal "requests for a blob that was requested before" "" "$(requests ' GET /v2/family/all/blobs/' | cut -d ' ' -f 3 | sort | uniq -d)"

@@ -39,7 +39,7 @@ is_cached() { # DIGEST…
   done
 }
 streamed() { # DIGEST
-  larder_logged "that $1 is not cached" "WARN  .*@$1: streaming it to a client without caching it"
+  larder_logged "that $1 is not cached" "WARN  streaming the blob to a client without caching it digest=$1 "
   absent "a blob that does not fit" "$(cached_blob "$1")"
 }
 # Pulls through larder, and compares with the upstream.

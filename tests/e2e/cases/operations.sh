@@ -49,7 +49,7 @@ curl -fsS --max-time "$CLIENT_LIMIT" --limit-rate 24M -o "$CASE_DIR/tmp/drained"
 reader=$!
 wait_until 15 "the first MiB" at_least_bytes "$CASE_DIR/tmp/drained" 1048576
 kill -TERM "${SERVER_PID[larder]}"
-larder_logged "that it drains" 'SIGTERM: draining'
+larder_logged "that it drains" 'draining; .* signal=SIGTERM'
 refuses() { ! curl -fsS --max-time 2 "$LARDER_URL/v2/"; }
 wait_until 5 "the port is free" refuses
 another successor "$LARDER_PORT"

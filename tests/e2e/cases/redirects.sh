@@ -105,7 +105,7 @@ copy "$THROUGH/demo/big:v1" through-big &
 copying=$!
 wait_until 15 "the first MiB of the blob" holds_a_file_of "$CASE_DIR/through-big" 1048576
 stop_server store KILL
-wait_until 5 "larder's retry" grep -qE "WARN  .*$BIG_LAYER.*; [1-9][0-9.]* (bytes?|[kMG]B) received, resuming in " "$LARDER_LOG"
+wait_until 5 "larder's retry" grep -qE "WARN  download interrupted; it is resumed digest=$BIG_LAYER received=[1-9][0-9.]*(bytes?|[kMG]B) " "$LARDER_LOG"
 store_start 64m
 wait "$copying" || fail "skopeo failed"
 same_tree "demo/big" "$CASE_DIR/direct-big" "$CASE_DIR/through-big"
