@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use larder::metrics::{
-    ANSWERS, BucketGauges, EndpointGauges, Gauges, Metrics, PoolGauges, Removal, SyncGauges,
-    UsageGauges,
+    ANSWERS, AccessCheck, BucketGauges, EndpointGauges, Gauges, Metrics, PoolGauges, Removal,
+    SyncGauges, UsageGauges,
 };
 use regex_lite::Regex;
 use serde_json::Value;
@@ -190,6 +190,7 @@ fn everything() -> (Metrics, Gauges) {
         metrics.responded(route, 200, Duration::from_millis(3), 1);
     }
     metrics.asked_upstream("docker.io", "ok");
+    metrics.checked_access("docker.io", AccessCheck::Granted);
     metrics.downloaded("done");
     metrics.completed("complete");
     for removal in [Removal::Evicted, Removal::Pruned] {

@@ -227,13 +227,13 @@ impl AccessService {
         match self.core.store.access_secret() {
             Ok(secret) => Ok(secret),
             Err(error @ StoreError::Read { .. }) => {
-                log::error!("access: cannot read the secret of the cache directory: {error}");
+                log::error!(error:% = error; "access: cannot read the secret of the cache directory");
                 Err(error.into())
             }
             Err(error) => {
                 log::warn!(
-                    "access: permissions are not kept on the disk, so none will count after a restart while a registry is \
-                     down: {error}"
+                    error:% = error;
+                    "access: permissions are not kept on the disk, so none will count after a restart while a registry is down"
                 );
                 let unavailable = |error| CacheError::from(StoreError::random(error));
                 random_secret().map_err(unavailable)
@@ -327,7 +327,8 @@ impl AccessService {
         self.kept.remove(&key);
         if let Err(error) = self.core.store.remove_grant(&key.to_string()) {
             log::error!(
-                "access: cannot remove the permission of a login that the registry refuses: {error}"
+                error:% = error;
+                "access: cannot remove the permission of a login that the registry refuses"
             );
         }
         (Err(refusal), AccessCheck::Refused)
@@ -338,7 +339,7 @@ impl AccessService {
         match self.core.store.grant(&key.to_string()) {
             Ok(record) => record.is_some_and(|record| self.is_valid(&record, now)),
             Err(error) => {
-                log::warn!("access: cannot read the permission of a login: {error}");
+                log::warn!(error:% = error; "access: cannot read the permission of a login");
                 false
             }
         }
@@ -360,8 +361,8 @@ impl AccessService {
         let user: String = login.user.chars().take(USER_CHARS_MAX).collect();
         if let Err(error) = store.put_grant(&key.to_string(), &GrantRecord::new(name, &user, now)) {
             log::warn!(
-                "access: a permission for {name} is not kept on the disk, so it will not count while the registry is down: \
-                 {error}"
+                repository:% = name, error:% = error;
+                "access: a permission is not kept on the disk, so it will not count while the registry is down"
             );
         }
     }
@@ -383,7 +384,7 @@ impl AccessService {
             old.map(|(key, _)| key).try_for_each(|key| store.remove_grant(&key))
         });
         if let Err(error) = removed {
-            log::warn!("access: cannot remove old permissions: {error}");
+            log::warn!(error:% = error; "access: cannot remove old permissions");
         }
     }
 }

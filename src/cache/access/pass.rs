@@ -4,6 +4,7 @@
 //! for another thread passes the [`current`] one along.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -23,6 +24,12 @@ thread_local! {
 /// The login of a client that may pull a repository. Cheap to clone.
 #[derive(Clone)]
 pub struct Pass(Arc<Inner>);
+
+impl fmt::Debug for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Pass").field(&self.0.name).finish()
+    }
+}
 
 struct Inner {
     name: ImageName,

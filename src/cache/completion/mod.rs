@@ -34,7 +34,7 @@ use super::manifests::ManifestCache;
 use super::negative::Asked;
 use super::prefetch::{Missing, Prefetcher, Wanted};
 use super::scheduler::Length;
-use super::{PrefetchOnHead, lock};
+use super::{PrefetchOnHead, access, lock};
 use crate::client_address::ClientAddress;
 use crate::events::{Event, EventType};
 use crate::oci::{Digest, ImageName, Platform, Reference};
@@ -212,7 +212,7 @@ impl Completions {
         };
         for (key, entry) in due {
             if entry.stage == Stage::Fetching {
-                self.check(&key, &entry, now);
+                access::enter(entry.pass.clone(), || self.check(&key, &entry, now));
                 continue;
             }
             let upstream = key.0.upstream.clone();
@@ -220,7 +220,7 @@ impl Completions {
             let of_all: usize = fetching.values().sum();
             if of_all < FETCHING_MAX
                 && of_this < FETCHING_OF_ONE_MAX
-                && self.begin(key, &entry, now)
+                && access::enter(entry.pass.clone(), || self.begin(key, &entry, now))
             {
                 fetching.insert(upstream, of_this + 1);
             }

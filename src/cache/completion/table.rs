@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
+use crate::cache::access::{self, Pass};
 use crate::client_address::ClientAddress;
 use crate::oci::{Digest, ImageName, Platform, Reference, Upstream};
 
@@ -53,6 +54,8 @@ pub(super) struct Entry {
     pub(super) is_undecided: bool,
     /// How many of `platforms` the current fetch includes.
     pub(super) platforms_fetched: usize,
+    /// The login with which it is fetched.
+    pub(super) pass: Option<Pass>,
 }
 
 impl Entry {
@@ -68,6 +71,7 @@ impl Entry {
             is_pulled: false,
             is_undecided: false,
             platforms_fetched: 0,
+            pass: None,
         }
     }
 
@@ -80,6 +84,8 @@ impl Entry {
     }
 
     pub(super) fn add(&mut self, client: Option<ClientAddress>, platform: Option<Platform>) {
+        // The latest login is valid for the longest time.
+        self.pass = access::current().or(self.pass.take());
         if self.clients.len() < CLIENTS_MAX && !self.clients.contains(&client) {
             self.clients.push(client);
         }

@@ -8,7 +8,7 @@ use super::hold::Hold;
 use super::{ManifestCache, ManifestLeader};
 use crate::cache::freshness::Belief;
 use crate::cache::negative::Asked;
-use crate::cache::{CacheError, lock};
+use crate::cache::{CacheError, access, lock};
 use crate::oci::{Digest, HeldManifest, ImageName, MediaType, Reference, Tag};
 use crate::store::{Access, Document, FetchLock, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
@@ -335,6 +335,10 @@ impl ManifestCache {
 
     /// Handles a cached tag that the registry has deleted.
     fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
+        // The registry may hide the repository from this client, which must not decide for the others.
+        if access::current().is_some() {
+            return CacheError::KnownMissing;
+        }
         // An import, or another process, may have written the tag during the request.
         if self.core.store.tag(name, tag, Access::Look).as_ref() != Some(record) {
             return CacheError::KnownMissing;
