@@ -11,7 +11,8 @@ use std::time::Instant;
 use super::route::{Addressing, Route};
 use super::{Handlers, login, status};
 use crate::cache::{
-    AccessError, AccessLookup, AccessWait, Cache, Login, Pass, PeerProof, PullAccess, Wanted,
+    AccessError, AccessLookup, AccessWait, Cache, DECIDED, Login, Pass, PeerProof, PullAccess,
+    Wanted,
 };
 use crate::http::{Context, Pending, Reply, Request, Step};
 use crate::users::Users;
@@ -144,6 +145,9 @@ impl Check {
             AccessError::TooManyGuesses { .. } => "too-many-guesses",
             AccessError::Unconfirmed(_) => "unconfirmed",
         };
+        let is_decided =
+            matches!(error, AccessError::Refused { .. } | AccessError::NotFound { .. });
+        let reply = if is_decided { reply.header(DECIDED.0, DECIDED.1) } else { reply };
         reply.note("reason", why).note("upstream", name.upstream.as_str().to_owned())
     }
 }

@@ -1,15 +1,19 @@
 //! `registries[].auth` as settings: the credentials for a registry, and for parts of it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use super::aws;
-use super::file::{AuthEntry, RepositoriesEntry, TokenEntry};
-use super::value::{ParseValueError, Span, Text};
+use super::file::RepositoriesEntry;
+use super::keys::{Comparison, Section, Unset, Value, section};
+#[cfg(test)]
+use super::keys::{Key, Map, Shape};
+use super::value::{Hidden, ParseValueError, Span, Text};
 use crate::oci::Upstream;
 use crate::upstream::{
-    Credentials, EcrRegistry, EcrSettings, HelperSettings, RepositoryPrefix, Secret,
+    Credentials, EcrRegistry, EcrSettings, HelperProgram, HelperSettings, RepositoryPrefix, Secret,
 };
 
 /// How long an ECR login is used by default, as in the reference server; Amazon's logins are valid for twelve
@@ -109,6 +113,42 @@ impl fmt::Display for ProviderOptions {
         let profile = self.profile.iter().map(|profile| format!("profile={profile}"));
         let region = self.region.iter().map(|region| format!("region={region}"));
         f.write_str(&profile.chain(region).collect::<Vec<String>>().join(","))
+    }
+}
+
+section! {
+    /// `registries[].auth`.
+    AuthEntry {
+        /// The user, for `Basic` and for token services.
+        "user" user: Option<String> = None;
+        /// The password.
+        "password" password: Option<Text<Hidden>> = None;
+        /// The environment variable that contains the password.
+        "passwordFromEnv" password_from_env: Option<String> = None;
+        /// A file that contains the password, read when needed; a line break at its end is ignored.
+        "passwordFile" password_file: Option<PathBuf> = None;
+        /// A Docker `config.json`, such as a mounted Kubernetes image pull secret, read when needed.
+        "dockerConfig" docker_config: Option<PathBuf> = None;
+        /// A credential helper: the `x` of a program `docker-credential-x` in `PATH`, or an absolute path.
+        "credentialHelper" credential_helper: Option<Text<HelperProgram>> = None;
+        /// How long the helper's answer is used; at least `60s`.
+        "expiry" expiry: Option<Text<Span>> = None, default "10m";
+        /// A bearer token.
+        "token" token: Option<TokenEntry> = None;
+    }
+}
+
+section! {
+    /// `registries[].auth.token`.
+    TokenEntry {
+        /// The token, sent as it is.
+        "static" fixed: Option<Text<Hidden>> = None;
+        /// `ecr`: get the login from Amazon's registry service.
+        "provider" provider: Option<Text<TokenProvider>> = None;
+        /// `profile=NAME,region=NAME`, both optional.
+        "providerOpts" provider_opts: Option<Text<ProviderOptions>> = None;
+        /// How long that login is used, unless Amazon limits it further; at least `60s`.
+        "expiry" expiry: Option<Text<Span>> = None, default "6h";
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use super::auth::{Prefix, ProviderOptions, TokenProvider};
+use super::auth::{AuthEntry, Prefix};
 use super::events::EventsEntry;
 use super::freshness::TagRuleEntry;
 use super::image_sync::SyncKeys;
@@ -20,14 +20,14 @@ use super::keys::{Key, Map, Shape};
 use super::number::{Count, Port, Timeout};
 use super::object_store::ObjectStoreEntry;
 use super::value::{
-    EndpointUrl, FreeSpaceText, Hidden, Interface, LogFormat, LogLevel, PlatformText, Rate, Size,
-    Span, Text, TtlText,
+    EndpointUrl, FreeSpaceText, Interface, LogFormat, LogLevel, PlatformText, Rate, Size, Span,
+    Text, TtlText,
 };
 use crate::api::HostName;
 use crate::cache::{self, TAG_TTL};
 use crate::http;
 use crate::oci::{Choice, NamePattern, Upstream};
-use crate::upstream::{HelperProgram, UnlistedPorts};
+use crate::upstream::UnlistedPorts;
 
 /// A different path than the reference server's, so that both can be installed on one machine.
 const IMAGE_PATH: &str = "/var/lib/larder";
@@ -364,42 +364,6 @@ section! {
         "auth" auth: Option<AuthEntry> = None, default "the registry's";
         /// As `access` of the registry.
         "access" access: Option<AccessName> = None, default "the registry's";
-    }
-}
-
-section! {
-    /// `registries[].auth`.
-    AuthEntry {
-        /// The user, for `Basic` and for token services.
-        "user" user: Option<String> = None;
-        /// The password.
-        "password" password: Option<Text<Hidden>> = None;
-        /// The environment variable that contains the password.
-        "passwordFromEnv" password_from_env: Option<String> = None;
-        /// A file that contains the password, read when needed; a line break at its end is ignored.
-        "passwordFile" password_file: Option<PathBuf> = None;
-        /// A Docker `config.json`, such as a mounted Kubernetes image pull secret, read when needed.
-        "dockerConfig" docker_config: Option<PathBuf> = None;
-        /// A credential helper: the `x` of a program `docker-credential-x` in `PATH`, or an absolute path.
-        "credentialHelper" credential_helper: Option<Text<HelperProgram>> = None;
-        /// How long the helper's answer is used; at least `60s`.
-        "expiry" expiry: Option<Text<Span>> = None, default "10m";
-        /// A bearer token.
-        "token" token: Option<TokenEntry> = None;
-    }
-}
-
-section! {
-    /// `registries[].auth.token`.
-    TokenEntry {
-        /// The token, sent as it is.
-        "static" fixed: Option<Text<Hidden>> = None;
-        /// `ecr`: get the login from Amazon's registry service.
-        "provider" provider: Option<Text<TokenProvider>> = None;
-        /// `profile=NAME,region=NAME`, both optional.
-        "providerOpts" provider_opts: Option<Text<ProviderOptions>> = None;
-        /// How long that login is used, unless Amazon limits it further; at least `60s`.
-        "expiry" expiry: Option<Text<Span>> = None, default "6h";
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use larder::cache::{FreshnessPolicy, OnUpstreamDelete, Ttl};
+use larder::cache::{BlobAccess, FreshnessPolicy, OnUpstreamDelete, Ttl};
 use larder::oci::{Record, TagRecord};
 
 use crate::support::larder::{Larder, Settings, blob, manifest, seconds, until};
@@ -339,6 +339,8 @@ fn response_of_the_bucket_is_not_one_of_the_registry() {
     let larder = Larder::start_with(&registry, |settings| {
         confirming(&bucket, 60)(settings);
         settings.uploads = None;
+        // No manifest has the blob, so the registry would be asked whether the repository does.
+        settings.cache.access.blobs = BlobAccess::Any;
     });
     for tag in ["v1", "v2"] {
         assert_eq!(larder.get(&manifest(REPOSITORY, tag)).status, 200);

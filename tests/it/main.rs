@@ -54,6 +54,7 @@ mod hostile_documents;
 mod framing;
 // Repositories whose registry decides who may pull.
 mod private_images;
+mod private_larders;
 // Chains and loops of Larders.
 mod loops;
 // Tag lists.

@@ -77,16 +77,15 @@ impl Registry {
         // Any other Larder lets everyone pull who may use it.
         let is_decision = !(self.is_for_client && self.larder.is_some())
             || text(headers, DECIDED.0) == Some(DECIDED.1);
+        let other = || {
+            let reason = "it is not the decision of a registry";
+            Err(UpstreamError::bad_answer(&answer.request, reason))
+        };
         match answer.response.status().as_u16() {
             status if is_complete(status) || status == 206 => {
-                match is_of_registry(headers) && is_decision {
-                    true => Ok(()),
-                    false => {
-                        let reason = "it is not the decision of a registry";
-                        Err(UpstreamError::bad_answer(&answer.request, reason))
-                    }
-                }
+                if is_of_registry(headers) && is_decision { Ok(()) } else { other() }
             }
+            400..=428 if !is_decision => other(),
             405 | 501 => {
                 let request = Arc::clone(&answer.request);
                 Err(UpstreamError::new(request, UpstreamErrorKind::Unsupported))

@@ -7,10 +7,11 @@
 
 mod authorization;
 mod examination;
+mod limited_hosts;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, HeaderName, Response, header};
@@ -33,11 +34,6 @@ use crate::via::{self, Via};
 
 /// The most redirects that are followed: more than any registry needs.
 const REDIRECTS_MAX: usize = 10;
-
-/// The longest wait that `Retry-After` of a redirect's host can demand.
-const HOST_LIMIT_MAX: Duration = Duration::from_secs(60);
-/// The most hosts whose waits are stored.
-const LIMITED_HOSTS_MAX: usize = 64;
 
 /// The timeout of a circuit breaker's probe: short, since a client's request waits for it.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -308,36 +304,6 @@ impl Session {
         }
         let reason = format!("more than {REDIRECTS_MAX} redirects").into();
         Err(UpstreamError::new(first, UpstreamErrorKind::Redirect { reason }))
-    }
-
-    /// Refuses a request to a host that limits the rate: an object store, for example. The registry that redirects to it
-    /// is not affected.
-    fn check_limit(
-        &self,
-        location: &Location,
-        request: &Arc<str>,
-        now: Instant,
-    ) -> Result<(), UpstreamError> {
-        let limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait =
-            limited.get(&location.origin()).and_then(|until| until.checked_duration_since(now));
-        match wait.filter(|wait| !wait.is_zero()) {
-            None => Ok(()),
-            retry_after => {
-                let kind = UpstreamErrorKind::RateLimited { retry_after };
-                Err(UpstreamError::new(Arc::clone(request), kind).elsewhere())
-            }
-        }
-    }
-
-    fn note_limit(&self, location: &Location, error: &UpstreamError, now: Instant) {
-        let Some(wait) = error.retry_after() else { return };
-        let mut limited = self.limited.lock().unwrap_or_else(PoisonError::into_inner);
-        limited.retain(|_, until| *until > now);
-        // Registries choose these hosts, so their number is bounded. A host that is not stored gets further requests.
-        if limited.len() < LIMITED_HOSTS_MAX {
-            limited.insert(location.origin(), now + wait.min(HOST_LIMIT_MAX));
-        }
     }
 
     /// Sends one request without following redirects.
