@@ -23,7 +23,7 @@ use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
 use crate::image_sync::{self, ImageSync, SyncEntry};
 use crate::introduction;
 use crate::prune;
-use crate::upstream::{EndpointSettings, Registries, RegistryChanges, TlsSettings};
+use crate::upstream::{EndpointSettings, PeerSettings, Registries, RegistryChanges, TlsSettings};
 use crate::users::{self, Users};
 
 /// The interval between checks of the file. A check is cheap, and a change takes effect at the second check
@@ -133,10 +133,21 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
         remarks
             .push(warning("sync has no effect with airGapped, because no registry is contacted"));
     }
-    if settings.access.is_some() && settings.tls.is_none() && !settings.listen.ip().is_loopback() {
+    let has_client_access = settings.cache.access.has_clients();
+    let demands =
+        [("serverAuthConfig", settings.access.is_some()), ("access: client", has_client_access)];
+    let demands = demands.into_iter().filter(|(_, is_set)| *is_set);
+    if settings.tls.is_none() && !settings.listen.ip().is_loopback() {
+        remarks.extend(demands.map(|(key, _)| {
+            warning(&format!(
+                "{key} without serverTlsConfig: passwords cross the network unencrypted, \
+                 unless a proxy in front of Larder terminates TLS"
+            ))
+        }));
+    }
+    if has_client_access && settings.upstream.peers.as_ref().is_some_and(PeerSettings::is_open) {
         remarks.push(warning(
-            "serverAuthConfig without serverTlsConfig: passwords cross the network unencrypted, \
-             unless a proxy in front of Larder terminates TLS",
+            "peers without peers.auth: members do not share the images of registries with access: client",
         ));
     }
     remarks

@@ -20,6 +20,7 @@ use super::guarded::{EndpointStatus, GuardedEndpoint};
 use crate::introduction;
 use crate::oci::{Algorithm, Digest, Upstream};
 use crate::upstream::PeerProof;
+use crate::upstream::auth::Credentials;
 use crate::upstream::client::{Acquaintance, EndpointKind, EndpointSettings, Registry};
 use crate::upstream::network::{Endpoint, ForeignAgents, Scheme, Timeouts};
 
@@ -44,6 +45,13 @@ pub struct PeerSettings {
     pub members: PeerMembers,
     /// TLS and credentials of all of them; its location does not count.
     pub access: EndpointSettings,
+}
+
+impl PeerSettings {
+    /// Whether members cannot prove that they are members.
+    pub fn is_open(&self) -> bool {
+        self.access.credentials == Credentials::Anonymous
+    }
 }
 
 /// How the members are found. This Larder may be one of them.
