@@ -46,7 +46,10 @@ pub(super) fn answer(
 ) -> Step {
     let name = checked.route.name();
     let text = || format!("{} decides who may pull {}", name.upstream, name.repository);
-    let Some((user, password)) = request.header("authorization").and_then(login::credentials)
+    // podman, skopeo and CRI-O send an empty user and an empty password if they have none.
+    let login = request.header("authorization").and_then(login::credentials);
+    let Some((user, password)) =
+        login.filter(|(user, password)| !(user.is_empty() && password.is_empty()))
     else {
         let text = format!("{}: log in with a user and a password for it", text());
         return Step::Reply(status::login(&text));

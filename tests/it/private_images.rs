@@ -65,6 +65,8 @@ fn each_client_gets_what_its_own_credentials_are_good_for() {
     let got = larder.get(&manifest(OURS, "v1"));
     assert_eq!((got.status, got.error_code().as_str()), (401, "UNAUTHORIZED"), "{got:?}");
     assert!(got.header("www-authenticate").is_some_and(|value| value.starts_with("Basic ")));
+    let empty = status(&larder, &manifest(OURS, "v1"), "", "");
+    assert_eq!(empty, 401, "podman sends this without a login");
     assert!(registry.requests().is_empty(), "nothing is asked without credentials");
     for _ in 0..2 {
         assert!(get(&larder, &manifest(OURS, "v1"), "ann", "secret").body == ours.manifest());
