@@ -179,8 +179,10 @@ impl AccessService {
                 false => Err(AccessError::Unconfirmed(CacheError::NotCached)),
             };
         }
-        if let Some(client) = client
-            && let Some(wait) = lock(&self.verdicts).wait_for_guess(client, now)
+        let limit = client.and_then(|client| lock(&self.verdicts).wait_for_guess(client, now));
+        // Otherwise wrong logins of an address would keep out confirmed ones whenever accessTtl ends.
+        if let Some(wait) = limit
+            && !self.is_remembered(&key, now)
         {
             return Err(AccessError::TooManyGuesses { wait });
         }
