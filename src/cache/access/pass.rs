@@ -13,8 +13,9 @@ use crate::cache::lock;
 use crate::oci::{ImageName, KeyedHash, Upstream};
 use crate::upstream::{Credentials, Source, Sources, UpstreamError};
 
-/// How many sources with the login of a client are kept, for their connections and tokens.
-const SOURCES_KEPT: usize = 256;
+/// How many sources with the login of a client are kept, for their connections and tokens. Each one needs 270 KiB, which is
+/// the buffers of a connection.
+const SOURCES_KEPT: usize = 32;
 
 thread_local! {
     /// The pass that this thread's current work has.
