@@ -293,6 +293,25 @@ fn password_guessing_is_limited_for_each_address_and_does_not_lock_others_out() 
 }
 
 #[test]
+fn an_old_password_that_is_tried_again_and_again_is_one_guess() {
+    let Private { registry, .. } = Private::start();
+    let larder = Larder::start_with(&registry, client);
+    let target = manifest(OURS, "v1");
+    for _ in 0..20 {
+        assert_eq!(status(&larder, &target, "ann", "old"), 401);
+        larder.advance(seconds(2));
+    }
+    let asked = registry.requests_for("HEAD", &target);
+    let old = authorization("ann", "old");
+    let times = asked.iter().filter(|asked| asked.header("authorization") == Some(old.as_str()));
+    assert!(times.count() > 1, "its refusal is remembered for negativeTtl only");
+    for guess in 0..8 {
+        assert_eq!(status(&larder, &target, "ann", &format!("guess-{guess}")), 401);
+    }
+    assert_eq!(status(&larder, &target, "ann", "secret"), 200);
+}
+
+#[test]
 fn a_captive_portal_lets_nobody_in() {
     let Private { registry, .. } = Private::start();
     let larder = Larder::start_with(&registry, client);

@@ -321,8 +321,10 @@ impl AccessService {
         };
         {
             let mut verdicts = lock(&self.verdicts);
+            let is_guess =
+                matches!(refusal, AccessError::Refused { .. }) && !verdicts.was_refused(&key);
             verdicts.refuse(key, wanted, &refusal, now, soon);
-            if let (Some(client), AccessError::Refused { .. }) = (client, &refusal) {
+            if let Some(client) = client.filter(|_| is_guess) {
                 verdicts.note_guess(client, now);
             }
         }

@@ -90,6 +90,11 @@ impl Verdicts {
         self.refused.insert((key, what), (Period::of(now, duration), error.clone()));
     }
 
+    /// Whether a refusal of a login is remembered, however old it is: then the same login is no guess.
+    pub(super) fn was_refused(&self, key: &KeyedHash) -> bool {
+        self.refused.get(&(*key, None)).is_some()
+    }
+
     /// Counts a login that the registry has refused.
     pub(super) fn note_guess(&mut self, client: ClientAddress, now: SystemTime) {
         match self.guesses.get_mut(&client).filter(|(period, _)| period.has(now)) {
