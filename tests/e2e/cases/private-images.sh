@@ -296,6 +296,9 @@ must_fail "a pull with a login for the registry" podman_mirror
 wait_until 5 "two refusals" refused_more_than $((before + 1))
 podman_login "$ANN"
 equal "the digest with a login for the mirror" "${DIGEST_OF[team-a]}" "$(podman_mirror)"
+jq -n --arg through "$THROUGH" --arg ann "$(printf %s "$ANN" | base64 -w 0)" --arg bob "$(printf %s "$BOB" | base64 -w 0)" \
+  '{auths: {"\($through)/tokens.test": {auth: $bob}, "\($through)/private.test": {auth: $ann}}}' >"$CASE_DIR/auth.json"
+equal "the digest with a login for each registry behind the mirror" "${DIGEST_OF[team-a]}" "$(podman_mirror)"
 
 # ---- Blobs ---------------------------------------------------------------------------------------------------------------
 
