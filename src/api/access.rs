@@ -14,20 +14,57 @@ use crate::cache::{
     AccessError, AccessLookup, AccessWait, Cache, DECIDED, Login, Pass, PeerProof, PullAccess,
     Wanted,
 };
-use crate::http::{Context, Pending, Reply, Request, Step};
+use crate::http::{Body, Context, Pending, Reply, Request, Step};
 use crate::users::Users;
 use crate::via::{self, Via};
 
-/// Clients that send credentials only if `GET /v2/` demands them: Docker with its own image store, and programs built with
-/// go-containerregistry, such as crane. They pull without credentials where none are needed. Others react to the response
-/// for an image; podman, skopeo and CRI-O to the challenge of a `GET /v2/` with any status.
-const ASK_FIRST: [&str; 2] = ["docker/", "go-containerregistry/"];
+/// Programs built with go-containerregistry, such as crane, send credentials only if `GET /v2/` demands them, and pull without
+/// any where none are needed. Others react to the response for an image; podman, skopeo and CRI-O to the challenge of a
+/// `GET /v2/` with any status.
+const ASKS_FOR_BASIC: &str = "go-containerregistry/";
+/// Docker with its own image store sends credentials only if `GET /v2/` demands them, too. If it demands Basic, Docker pulls
+/// nothing without a login. If it demands a token, Docker requests one also without a login.
+const ASKS_FOR_TOKEN: &str = "docker/";
+/// The path at which Docker gets tokens.
+pub(super) const TOKEN_PATH: &str = "/token";
+/// The token of a client without a login. It is not base64, so it cannot be a login.
+const NO_LOGIN: &str = "anonymous-client";
 
-/// Whether `GET /v2/` answers this client with 401, so that it sends its credentials for images.
-pub(super) fn must_challenge(request: &Request) -> bool {
+/// What `GET /v2/` answers to a client that sends its credentials for images only if it is asked here; `None` for others.
+pub(super) fn challenge(request: &Request, is_tls: bool) -> Option<Reply> {
+    if request.header("authorization").is_some() {
+        return None;
+    }
     let agent = request.header("user-agent").unwrap_or_default();
-    request.header("authorization").is_none()
-        && agent.split(' ').any(|word| ASK_FIRST.iter().any(|program| word.starts_with(program)))
+    let has = |program: &str| agent.split(' ').any(|word| word.starts_with(program));
+    let text = "some of the registries here require a user and a password";
+    if has(ASKS_FOR_BASIC) {
+        return Some(status::login(text));
+    }
+    let host = request.header("host").filter(|host| !host.contains(['"', '\\']))?;
+    let realm = format!("{}://{host}{TOKEN_PATH}", scheme(request, is_tls));
+    has(ASKS_FOR_TOKEN).then(|| status::token_challenge(text, &realm))
+}
+
+/// The scheme under which the client reaches this server, or the proxy in front of it.
+fn scheme(request: &Request, is_tls: bool) -> &'static str {
+    match request.header("x-forwarded-proto") {
+        Some(scheme) if scheme.eq_ignore_ascii_case("https") => "https",
+        Some(scheme) if scheme.eq_ignore_ascii_case("http") => "http",
+        _ if is_tls => "https",
+        _ => "http",
+    }
+}
+
+/// The token for a client: its login, unchanged. It says nothing about what the client may pull, which the registry decides
+/// as with Basic, and it is kept nowhere.
+pub(super) fn token(request: &Request) -> Reply {
+    let presented = request.header("authorization").and_then(login::encoded);
+    let token = presented.filter(|encoded| login::decoded(encoded).is_some());
+    let document = serde_json::json!({ "token": token.unwrap_or(NO_LOGIN), "expires_in": 300 });
+    Reply::new(200, Body::Bytes(document.to_string().into_bytes().into()))
+        .header("Content-Type", "application/json")
+        .header("Cache-Control", "no-store")
 }
 
 /// A request for a repository whose registry decides.
@@ -62,8 +99,8 @@ pub(super) fn answer(
     }
     // A user of this server presents a password for it.
     if users.is_some_and(|users| users.has(&user)) {
-        let text = format!("{}: these are credentials for this server", text());
-        return Step::Reply(status::login(&text));
+        let error = AccessError::Refused { status: 401 };
+        return Step::Reply(status::access_refusal(&error, &checked.route));
     }
     let cache = handlers.cache.for_client(request.client_address());
     let check = Check {

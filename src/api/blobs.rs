@@ -8,8 +8,8 @@ use super::range::{Part, entity_tag, is_not_modified, part};
 use super::status::{self, unsatisfiable};
 use super::{Call, Failure, Storage, access};
 use crate::cache::{
-    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, LinkLookup, LinkWait, PATIENCE,
-    PassThrough, PeerProof, Purpose, Why,
+    Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, LinkWait, PATIENCE, PassThrough,
+    PeerProof, Purpose, Why,
 };
 use crate::http::{Body, Context, Method, Pending, Reply, Request, Step};
 use crate::oci::{Digest, ImageName};
@@ -32,7 +32,10 @@ pub(super) fn answer(
     };
     let blob_request =
         BlobRequest { call, name, digest, purpose, began: context.now(), is_second: false };
-    blob_request.start_if_linked(request, context)
+    match blob_request.call.is_from_peer {
+        true => blob_request.start_for_peer(request, context),
+        false => blob_request.start(request, context),
+    }
 }
 
 /// A request for a blob.
@@ -47,24 +50,18 @@ struct BlobRequest {
 }
 
 impl BlobRequest {
-    /// Serves the blob in a repository that contains it. A peer has checked that for its client, and it presents the
-    /// credentials of the group if there are some.
-    fn start_if_linked(self, request: &Request, context: &Context<'_>) -> Step {
-        if self.call.is_from_peer {
-            let is_peer = access::peer_proof(&self.call.cache, request) != PeerProof::Missing;
-            return match is_peer || self.call.cache.is_linked(&self.name, &self.digest) {
-                true => self.start(request, context),
-                false => Step::Reply(status::login("this is for peers only (peers.auth)")),
-            };
-        }
-        match self.call.cache.link(&self.name, &self.digest) {
-            Ok(LinkLookup::Known) => self.start(request, context),
-            Ok(LinkLookup::Wait(wait)) => {
-                let deadline = self.began + wait.patience();
-                Box::new(Linking { blob_request: self, wait, deadline }).resume(request, context)
+    /// A peer has checked for its client that the repository contains the blob, and presents the credentials of the group if
+    /// there are some.
+    fn start_for_peer(self, request: &Request, context: &Context<'_>) -> Step {
+        let cache = &self.call.cache;
+        match access::peer_proof(cache, request) {
+            PeerProof::Proven => cache.trust_link(&self.name, &self.digest),
+            PeerProof::Missing if !cache.is_linked(&self.name, &self.digest) => {
+                return Step::Reply(status::login("this is for peers only (peers.auth)"));
             }
-            Err(error) => Step::Reply(self.call.fail(&Failure::Blob(error))),
+            PeerProof::Missing | PeerProof::Unproven => {}
         }
+        self.start(request, context)
     }
 
     fn start(self, request: &Request, context: &Context<'_>) -> Step {
@@ -73,8 +70,26 @@ impl BlobRequest {
             Ok(BlobLookup::Wait(wait)) => {
                 Box::new(Waiting { blob_request: self, wait }).resume(request, context)
             }
-            Err(error) => Step::Reply(self.call.fail(&Failure::Blob(error))),
+            Ok(BlobLookup::Unlinked(wait)) => {
+                let deadline = self.began + wait.patience();
+                Box::new(Linking { blob_request: self, wait, deadline }).resume(request, context)
+            }
+            Err(error) => Step::Reply(self.fail(error)),
         }
+    }
+
+    /// The response for a failure. If there are private images, the words for what does not exist do not depend on whether the
+    /// blob is cached, since another repository may have it.
+    fn fail(&self, error: CacheError) -> Reply {
+        let error = match error {
+            CacheError::Upstream(_)
+                if error.is_not_found() && self.call.cache.has_client_access() =>
+            {
+                CacheError::KnownMissing
+            }
+            error => error,
+        };
+        self.call.fail(&Failure::Blob(error))
     }
 
     fn hit(&self, request: &Request, blob: Blob) -> Reply {
@@ -173,7 +188,7 @@ impl Pending for Linking {
             }
             Poll::Pending => wait.give_up(context.waker()),
         };
-        Step::Reply(blob_request.call.fail(&Failure::Blob(error)))
+        Step::Reply(blob_request.fail(error))
     }
 
     fn deadline(&self) -> Instant {
@@ -201,7 +216,7 @@ impl Pending for Waiting {
                 // The client must not learn why the download of another repository failed.
                 let is_own = failure.origin == self.blob_request.name;
                 let error = if is_own { failure.error } else { CacheError::GivenUp };
-                Step::Reply(self.blob_request.call.fail(&Failure::Blob(error)))
+                Step::Reply(self.blob_request.fail(error))
             }
             Poll::Pending if context.now() < self.deadline() => Step::Wait(self),
             Poll::Pending => match self.hint() {
@@ -290,7 +305,7 @@ impl Pending for Passing {
                 tail: Box::new(PassThroughTail::new(passage)),
                 range,
             }),
-            Err(error) => blob_request.call.fail(&Failure::Blob(error)),
+            Err(error) => blob_request.fail(error),
         })
     }
 

@@ -84,13 +84,21 @@ impl Pending for Login {
     }
 }
 
-/// User and password of an `Authorization` header. The user ends at the first colon.
+/// User and password of an `Authorization` header: Basic, or the same as a token ([`super::access::token`]).
 pub(super) fn credentials(header: &str) -> Option<(String, String)> {
+    decoded(encoded(header)?)
+}
+
+/// The credentials in an `Authorization` header, still encoded.
+pub(super) fn encoded(header: &str) -> Option<&str> {
     let (scheme, encoded) = header.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
-    let text = String::from_utf8(BASE64_STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let is_known = ["basic", "bearer"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    is_known.then(|| encoded.trim())
+}
+
+/// User and password. The user ends at the first colon.
+pub(super) fn decoded(encoded: &str) -> Option<(String, String)> {
+    let text = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))
 }
@@ -103,10 +111,15 @@ mod tests {
     fn basic_credentials_are_parsed() {
         let read = |header: &str| credentials(header);
         let ann = Some(("ann".to_owned(), "a:b".to_owned()));
-        for header in ["Basic YW5uOmE6Yg==", "basic YW5uOmE6Yg==", "BASIC  YW5uOmE6Yg== "] {
+        for header in [
+            "Basic YW5uOmE6Yg==",
+            "basic YW5uOmE6Yg==",
+            "BASIC  YW5uOmE6Yg== ",
+            "Bearer YW5uOmE6Yg==",
+        ] {
             assert_eq!(read(header), ann, "{header}");
         }
-        for header in ["", "Basic", "Basic !", "Bearer YW5uOmE6Yg==", "Basic YW5u", "Basic /w=="] {
+        for header in ["", "Basic", "Basic !", "Basic YW5u", "Basic /w=="] {
             assert_eq!(read(header), None, "{header}");
         }
     }

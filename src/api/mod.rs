@@ -25,10 +25,11 @@ mod runtimes;
 mod status;
 mod waiting;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::cache::{Cache, DECIDED, How, PullAccess, Why};
-use crate::http::{Context, Ending, Handler, Reply, Request, Step};
+use crate::http::{Context, Ending, Handler, Method, Reply, Request, Step};
 use crate::introduction;
 use crate::oci::{ImageName, Reference};
 use crate::users::Users;
@@ -69,13 +70,16 @@ struct Handlers {
     cache: Cache,
     naming: NamingInForce,
     activity: Arc<Activity>,
+    /// Whether this server uses TLS.
+    is_tls: AtomicBool,
 }
 
 impl Api {
     /// An API over `cache` with these naming rules, for access without users.
     pub fn new(cache: Cache, naming: Naming) -> Api {
         let naming = NamingInForce(Arc::new(RwLock::new(naming)));
-        let handlers = Arc::new(Handlers { cache, naming, activity: Arc::default() });
+        let (activity, is_tls) = (Arc::default(), AtomicBool::new(false));
+        let handlers = Arc::new(Handlers { cache, naming, activity, is_tls });
         Api { handlers, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
@@ -93,6 +97,11 @@ impl Api {
     /// What this port notes for the management port.
     pub fn activity(&self) -> Arc<Activity> {
         Arc::clone(&self.handlers.activity)
+    }
+
+    /// Whether clients reach this server by TLS, unless a proxy in front of it says otherwise (`X-Forwarded-Proto`).
+    pub fn set_tls(&self, is_tls: bool) {
+        self.handlers.is_tls.store(is_tls, Ordering::Relaxed);
     }
 
     /// Requires one of these users from now on; `None` for access without users.
@@ -136,6 +145,12 @@ impl Handler for Api {
         if let Some(refusal) = hosts::refusal(&self.allowed_hosts(), request) {
             return Step::Reply(refusal);
         }
+        if request.path() == access::TOKEN_PATH
+            && request.method() == Method::Get
+            && self.handlers.cache.has_client_access()
+        {
+            return Step::Reply(access::token(request));
+        }
         match self.users() {
             Some(users) if !self.handlers.is_for_registry(request) => {
                 login::answer(&self.handlers, &users, request, context)
@@ -160,13 +175,12 @@ impl Handler for Api {
 impl Handlers {
     /// The response to `GET /v2/`. If a registry decides who may pull, clients learn that there is something to log in for.
     fn ping(&self, request: &Request) -> Reply {
-        match self.cache.has_client_access() {
-            true if access::must_challenge(request) => {
-                let text = "some of the registries here require a user and a password";
-                status::login(text).header("Via", via::of_response())
-            }
-            true => ping().header(status::CHALLENGE.0, status::CHALLENGE.1),
-            false => ping(),
+        if !self.cache.has_client_access() {
+            return ping();
+        }
+        match access::challenge(request, self.is_tls.load(Ordering::Relaxed)) {
+            Some(challenge) => challenge.header("Via", via::of_response()),
+            None => ping().header(status::CHALLENGE.0, status::CHALLENGE.1),
         }
     }
 

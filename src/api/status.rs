@@ -155,6 +155,12 @@ pub(super) fn login(text: &str) -> Reply {
     error_reply(401, ErrorCode::Unauthorized, text).header(CHALLENGE.0, CHALLENGE.1)
 }
 
+/// The response that requests a token from `realm` (RFC 6750).
+pub(super) fn token_challenge(text: &str, realm: &str) -> Reply {
+    error_reply(401, ErrorCode::Unauthorized, text)
+        .header("WWW-Authenticate", format!("Bearer realm=\"{realm}\",service=\"larder\""))
+}
+
 /// The response to a client that may not pull, or of which that is not known.
 pub(super) fn access_refusal(error: &AccessError, route: &Route) -> Reply {
     let name = route.name();
@@ -173,8 +179,12 @@ pub(super) fn access_refusal(error: &AccessError, route: &Route) -> Reply {
         }
         AccessError::TooManyGuesses { wait } => {
             let text = "too many logins from this address were refused; wait a minute";
-            error_reply(429, ErrorCode::TooManyRequests, text)
-                .header("Retry-After", wait.as_secs().max(1).to_string())
+            let (status, code) = match route {
+                Route::Blob { .. } => (503, ErrorCode::Unavailable),
+                _ => (429, ErrorCode::TooManyRequests),
+            };
+            let seconds = wait.as_secs().max(1).to_string();
+            error_reply(status, code, text).header("Retry-After", seconds)
         }
         AccessError::Unconfirmed(error @ CacheError::Refused { .. }) => {
             reply(&failure_of(route, error.clone()))

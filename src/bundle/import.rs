@@ -324,6 +324,10 @@ impl Naming<'_> {
         self.budget.charge(graph.manifests.len() as u64, 0);
         self.check_budget()?;
         let before = self.record(name, reference, graph)?;
+        // The operator says that the image has these blobs; there may be no registry to ask.
+        if let Err(error) = self.store.put_links(name, graph.digests()) {
+            log::debug!(repository:% = name, error:% = error; "cannot record the blobs of an imported image");
+        }
         self.summary.images += 1;
         (self.report)(&ImportEvent::Imported {
             reference: &full,

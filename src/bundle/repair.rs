@@ -51,6 +51,7 @@ fn blobs(cache: &Cache, name: &ImageName, graph: &Graph) -> Result<(), String> {
     for (digest, lookup) in lookups.collect::<Vec<_>>() {
         let outcome = match lookup {
             Ok(BlobLookup::Ready(_)) => Ok(()),
+            Ok(BlobLookup::Unlinked(waiting)) => wait(|waker| waiting.poll(waker)),
             Ok(BlobLookup::Wait(waiting)) => {
                 wait(|waker| waiting.poll_end(waker)).map(drop).map_err(|failure| failure.error)
             }

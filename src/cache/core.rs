@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::SystemTime;
 
+use super::access::PrivateDigests;
 use super::committers::Committers;
 use super::counted::CountedSource;
 use super::event_sources::{RegistryWatch, record_events_of};
@@ -14,7 +15,7 @@ use super::negative::{Asked, NegativeCache};
 use super::redirects::Redirects;
 use super::scheduler::{Class, Purpose, Scheduler};
 use super::uploads::BucketStatus;
-use super::{CacheError, Clock, How, PATIENCE, Settings, access, lock, uploads};
+use super::{CacheError, Clock, How, PATIENCE, PullAccess, Settings, access, lock, uploads};
 use crate::client_address::ClientAddress;
 use crate::events::Events;
 use crate::flight::{Follower, Joined, Leader};
@@ -37,6 +38,8 @@ pub(super) struct Core {
     /// What operators should hear about.
     pub(super) events: Arc<Events>,
     pub(super) registry_watch: RegistryWatch,
+    /// The content of repositories whose registry decides who may pull.
+    pub(super) private: PrivateDigests,
     /// Replaced as one, and locked only to replace or to copy the pointer. Code that makes several decisions uses one
     /// copy for all of them.
     settings: RwLock<Arc<Settings>>,
@@ -78,6 +81,7 @@ impl Core {
             metrics: Arc::default(),
             events,
             registry_watch: RegistryWatch::default(),
+            private: PrivateDigests::default(),
             settings: RwLock::new(Arc::new(settings)),
             clock,
             is_switched_off: AtomicBool::new(store.is_offline()),
@@ -172,6 +176,18 @@ impl Core {
         if self.blob_fetchers.is_closed() { Err(CacheError::GivenUp) } else { Ok(()) }
     }
 
+    /// Notes what a manifest refers to, if its registry decides who may pull it.
+    pub(super) fn note_private(&self, name: &ImageName, digest: Digest, manifest: &Manifest) {
+        if self.settings().access.of(name) == PullAccess::Client {
+            self.private.add(digest, manifest);
+        }
+    }
+
+    /// Whether a repository is fetched with the logins of clients, so that Larder itself cannot know what is in it.
+    pub(super) fn is_for_clients(&self, name: &ImageName) -> bool {
+        self.settings().access.of(name) == PullAccess::Client && !self.sources.has_credentials(name)
+    }
+
     /// # Errors
     /// [`CacheError::Refused`] if the rules exclude this repository.
     pub(super) fn stop_if_refused(&self, name: &ImageName) -> Result<(), CacheError> {
@@ -264,7 +280,9 @@ impl Core {
         asked: Asked,
         result: &Result<T, UpstreamError>,
     ) {
-        if !source.is_authoritative() {
+        // What the registry answers to the login of a client is about that client: others must not be limited by it, nor be
+        // told that something is missing.
+        if !source.is_authoritative() || self.is_for_clients(name) {
             return;
         }
         if !source.has_mirrors() {

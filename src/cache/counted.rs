@@ -11,8 +11,8 @@ use prometheus_client::metrics::counter::Counter;
 use crate::metrics::Metrics;
 use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Source, UpstreamError,
-    UpstreamErrorKind, Wanted,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Permission, Source,
+    UpstreamError, UpstreamErrorKind, Wanted,
 };
 
 /// A source whose requests are counted.
@@ -84,7 +84,11 @@ impl Source for CountedSource {
         self.count(self.source.head(repository, tag))
     }
 
-    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+    fn ask_to_pull(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+    ) -> Result<Permission, UpstreamError> {
         self.count(self.source.ask_to_pull(repository, wanted))
     }
 

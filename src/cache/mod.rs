@@ -60,7 +60,7 @@ pub use access::{
 };
 pub use blobs::{
     AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, GrowingFile, Incoming,
-    LinkLookup, LinkWait, PassThrough, Purpose, RetryPolicy, SizeSource,
+    LinkWait, PassThrough, Purpose, RetryPolicy, SizeSource,
 };
 pub use bucket_copy::{CopyError, CopySummary, copy_from_bucket, copy_to_bucket};
 pub use bucket_sweep::{
@@ -388,6 +388,7 @@ impl Cache {
         }
         if before.access != settings.access {
             self.services.access.forget();
+            self.core().private.reset();
         }
         if before.prefetch != settings.prefetch {
             self.services.prefetcher.restart();

@@ -400,8 +400,11 @@ impl Prefetcher {
 
     /// Fetches a blob in the background unless it is in the store.
     pub(super) fn fetch_if_missing(&self, name: &ImageName, blob: &Descriptor) {
-        if self.core.store.blob(&blob.digest, blob.known_size()).is_none() {
-            self.blobs.fetch_in_background(name, &blob.digest, blob.known_size(), None);
+        match self.core.store.blob(&blob.digest, blob.known_size()) {
+            None => {
+                self.blobs.fetch_in_background(name, &blob.digest, blob.known_size(), None);
+            }
+            Some(_) => self.blobs.prove_link_later(name, &blob.digest),
         }
     }
 

@@ -96,6 +96,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let users =
         settings.access.as_ref().map(Users::load).transpose().map_err(CommandError::Users)?;
     api.set_users(users.map(Arc::new));
+    api.set_tls(settings.tls.is_some());
     let tls = settings.tls.as_ref().map(ServerTls::load).transpose();
     let tls = tls.map_err(CommandError::ServerTls)?.map(Arc::new);
     let server = Server::bind(&[settings.listen], edge, tls.clone(), Arc::clone(&api) as _)?;

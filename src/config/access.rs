@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use super::file::{AccessName, BlobsName, EndpointEntry, File, RegistryEntry};
+use super::registry::settings;
 use crate::cache::{AccessPolicy, BlobAccess, PullAccess, RegistryAccess};
 
 /// The access policy of a file.
@@ -35,7 +36,17 @@ fn registry(entry: &RegistryEntry) -> Result<RegistryAccess, ConfigError> {
         }
         parts.push((prefix, pull_access(access)));
     }
-    Ok(RegistryAccess { parts, otherwise: pull_access(entry.access) })
+    let access = RegistryAccess { parts, otherwise: pull_access(entry.access) };
+    let has_clients = access.otherwise == PullAccess::Client
+        || access.parts.iter().any(|(_, access)| *access == PullAccess::Client);
+    if has_clients && settings(entry)?.itself().is_none() {
+        return refuse(
+            "with access: client, one of the endpoints must be the registry itself, which gets the passwords of \
+             clients: the only one of kind registry, or the one with the registry's address"
+                .into(),
+        );
+    }
+    Ok(access)
 }
 
 fn pull_access(name: AccessName) -> PullAccess {

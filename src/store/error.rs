@@ -77,6 +77,11 @@ impl StoreError {
         StoreError::IncompleteScan { source: io::Error::other(why) }
     }
 
+    /// A scan of all records failed.
+    pub fn scan(source: io::Error) -> StoreError {
+        StoreError::IncompleteScan { source }
+    }
+
     /// The system has no random bytes.
     pub fn random(source: io::Error) -> StoreError {
         StoreError::read(Path::new("/dev/urandom"), source)

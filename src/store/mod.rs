@@ -22,6 +22,7 @@
 //! <root>/usage/summary.json, images.jsonl           results of the last usage walk, for immediate use
 //! <root>/usage/incomplete.json                      images that the server has not completed, and why
 //! <root>/access/secret, forgotten, <hash>.json      who may pull from registries that decide it (mode 0700)
+//! <root>/links/<hash of repo>                       digests of blobs that are proven to be in the repository
 //! <root>/usage/sync.json                            when each entry of `sync` last ran
 //! ```
 //!

@@ -1,6 +1,5 @@
 //! Errors of requests to a registry.
 
-mod refusals;
 mod tls_reason;
 
 use std::fmt;
@@ -201,6 +200,12 @@ impl UpstreamError {
     pub fn may_be_about_head(&self) -> bool {
         let is_slow = matches!(self.kind, UpstreamErrorKind::TimedOut { .. });
         !(self.is_about_the_registry() || self.is_rate_limit() || is_slow || self.is_no_space())
+    }
+
+    /// Whether the registry, or its token service, refuses the credentials or the access.
+    pub fn is_denied(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::Denied { .. } | UpstreamErrorKind::Hidden)
+            && !self.is_elsewhere
     }
 
     /// Whether the response did not fit on this machine, so that another endpoint cannot help.

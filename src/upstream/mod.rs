@@ -91,6 +91,11 @@ pub trait Sources: Send + Sync {
         Err(UpstreamError::new(name.to_string(), UpstreamErrorKind::Unsupported))
     }
 
+    /// Whether others are asked for the blobs of a registry as well: peers, parents or the bucket.
+    fn asks_others(&self, _upstream: &Upstream) -> bool {
+        false
+    }
+
     /// The health of the bucket, as far as what clients wait for is concerned.
     fn bucket_status(&self) -> Option<EndpointStatus> {
         None
@@ -169,6 +174,13 @@ pub enum PeerProof {
     Missing,
 }
 
+/// That a registry lets something be pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permission {
+    /// Whether the registry has demanded the login. One that it lets in without any was not checked.
+    pub was_demanded: bool,
+}
+
 /// What a client wants to pull.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Wanted {
@@ -230,7 +242,11 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`UpstreamError`]: [`UpstreamError::is_denied`] and [`UpstreamError::is_not_found`] are refusals; with other errors
     /// it is not known.
-    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError>;
+    fn ask_to_pull(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+    ) -> Result<Permission, UpstreamError>;
 
     /// The manifest, verified against the requested digest, or for a tag against the digest that the registry reports,
     /// and when that was confirmed. Its bytes are written to `sink`.

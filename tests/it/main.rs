@@ -53,6 +53,7 @@ mod hostile_documents;
 // HTTP as registries and object stores use it.
 mod framing;
 // Repositories whose registry decides who may pull.
+mod private_attacks;
 mod private_images;
 mod private_larders;
 // Chains and loops of Larders.

@@ -6,19 +6,23 @@
 //! memory only, as long as something is fetched with them ([`pass`]).
 //!
 //! # Interleavings
-//! * *Several requests with the same login arrive at once.* They share one flight. If the registry does not have what the
-//!   first one wants, that says nothing about the others, which ask again.
+//! * *Several requests with the same login arrive at once.* They share one flight. If its outcome is about what the first one
+//!   wants only ([`Scope::Wanted`]), the others ask again.
 //! * *A check ends between the lookup and the join of another request.* The next flight looks again before it asks.
-//! * *A permission is removed from the disk while a check runs.* The registry has just confirmed it, so it is written again.
+//! * *A permission is removed from the disk while a check runs.* If the registry confirms it, it is written again.
+//! * *Everything is forgotten while a check runs* (a reload, `larder access forget`). The check answers its own clients, and is
+//!   not remembered in memory: its generation has passed.
 //! * *Another process on the directory refuses a login.* It removes the record, and this one uses its permission until
 //!   `accessTtl` ends.
 
 mod pass;
 mod policy;
+mod private;
 mod requests;
 mod verdicts;
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
@@ -28,20 +32,23 @@ use super::{CacheError, PATIENCE, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
 use crate::metrics::AccessCheck;
-use crate::oci::{ImageName, KeyedHash};
+use crate::oci::{ImageName, KeyedHash, Reference};
 use crate::store::{AccessSecret, FUTURE_TOLERANCE, GrantRecord, StoreError, random_secret};
-use crate::upstream::{Credentials, UpstreamError, UpstreamErrorKind, Wanted};
+use crate::upstream::{Credentials, Permission, Source, UpstreamError, UpstreamErrorKind, Wanted};
 
 use pass::KeptSources;
-use verdicts::Verdicts;
+use verdicts::{Scope, Verdicts};
 
 pub use pass::Pass;
 pub use policy::{AccessPolicy, BlobAccess, PullAccess, RegistryAccess};
 
 pub(super) use pass::{current, enter, source};
+pub(super) use private::PrivateDigests;
 
 /// The most characters of a user name that are recorded.
 const USER_CHARS_MAX: usize = 100;
+/// How many cached manifests of a repository the registry is asked for, to find out whether the repository may be pulled.
+const MANIFESTS_ASKED_MAX: usize = 2;
 /// How often permissions that are too old to be used are removed from the disk.
 const CLEANED_EVERY: Duration = Duration::from_secs(3600);
 
@@ -93,18 +100,18 @@ pub enum AccessLookup {
 
 /// Waits for the registry.
 pub struct AccessWait {
-    flight: Follower<(), (), AccessError>,
+    flight: Follower<(), Verdict, AccessError>,
     pass: Option<Pass>,
     wanted: Wanted,
 }
 
 impl AccessWait {
-    /// Whether the login may pull, once that is known; `None` if the registry was asked for something else, which it does
-    /// not have, so that it has to be asked again.
+    /// Whether the login may pull, once that is known; `None` if the registry was asked for something else, and its answer is
+    /// about that only, so that it has to be asked again.
     pub fn poll(&self, waker: &Waker) -> Poll<Option<Result<Option<Pass>, AccessError>>> {
         self.flight.poll_outcome(waker).map(|outcome| match outcome {
-            Ok(()) => Some(Ok(self.pass.clone())),
-            Err(AccessError::NotFound { wanted }) if wanted != self.wanted => None,
+            Ok(verdict) if verdict.scope == Scope::Wanted && verdict.wanted != self.wanted => None,
+            Ok(verdict) => Some(verdict.result.map(|()| self.pass.clone())),
             Err(error) => Some(Err(error)),
         })
     }
@@ -121,6 +128,16 @@ impl AccessWait {
     }
 }
 
+/// The outcome of a check.
+#[derive(Debug, Clone)]
+struct Verdict {
+    result: Result<(), AccessError>,
+    /// What it is about.
+    scope: Scope,
+    /// What the registry was asked for.
+    wanted: Wanted,
+}
+
 /// Knows which clients may pull what.
 pub(super) struct AccessService {
     core: Arc<Core>,
@@ -128,7 +145,9 @@ pub(super) struct AccessService {
     /// Locked for a lookup or a change, as is the next one.
     verdicts: Mutex<Verdicts>,
     times: Mutex<Times>,
-    flights: Flights<KeyedHash, (), (), AccessError>,
+    flights: Flights<KeyedHash, (), Verdict, AccessError>,
+    /// Counts how often everything was forgotten.
+    generation: AtomicU64,
     kept: Arc<KeptSources>,
 }
 
@@ -150,6 +169,7 @@ impl AccessService {
             verdicts: Mutex::new(Verdicts::new()),
             times: Mutex::new(times),
             flights: Flights::new(),
+            generation: AtomicU64::new(0),
             kept: Arc::new(KeptSources::new()),
         }
     }
@@ -179,7 +199,9 @@ impl AccessService {
                 false => Err(AccessError::Unconfirmed(CacheError::NotCached)),
             };
         }
-        let limit = client.and_then(|client| lock(&self.verdicts).wait_for_guess(client, now));
+        let login_key = self.login_key(name, login)?;
+        let limit =
+            client.and_then(|client| lock(&self.verdicts).wait_for_guess(client, &login_key, now));
         // Otherwise wrong logins of an address would keep out confirmed ones whenever accessTtl ends.
         if let Some(wait) = limit
             && !self.is_remembered(&key, now)
@@ -189,16 +211,24 @@ impl AccessService {
         let purpose = self.core.purpose(name, client).map_err(AccessError::Unconfirmed)?;
         let joined = self.flights.join(&key, || AccessError::Unconfirmed(CacheError::GivenUp));
         let service = Arc::clone(self);
-        let (name, login, asked) = (name.clone(), login.clone(), wanted.clone());
+        let check = Check {
+            name: name.clone(),
+            login: login.clone(),
+            wanted: wanted.clone(),
+            key,
+            login_key,
+            client,
+            generation: self.generation.load(Ordering::Acquire),
+        };
         let (flight, _) = self.core.run_metadata_flight(joined, purpose, move |leader| {
-            let key = *leader.key();
-            leader.finish(service.ask(&name, &login, &asked, key, client));
+            leader.finish(Ok(service.ask(&check)));
         });
         Ok(AccessLookup::Wait(AccessWait { flight, pass, wanted }))
     }
 
-    /// Forgets what is in memory: the registries or the rules have changed.
+    /// Forgets what is in memory: the registries or the rules have changed. Checks under way do not count either.
     pub(super) fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
         lock(&self.verdicts).clear();
         self.kept.clear();
     }
@@ -214,14 +244,22 @@ impl AccessService {
     }
 
     fn key(&self, name: &ImageName, login: &Login) -> Result<KeyedHash, AccessError> {
-        let secret = match self.secret.get() {
+        Ok(KeyedHash::of(self.secret()?, &[&login.user, &login.password, &name.to_string()]))
+    }
+
+    /// Identifies a login at a registry, whatever repository it is for.
+    fn login_key(&self, name: &ImageName, login: &Login) -> Result<KeyedHash, AccessError> {
+        Ok(KeyedHash::of(self.secret()?, &[&login.user, &login.password, name.upstream.as_str()]))
+    }
+
+    fn secret(&self) -> Result<&AccessSecret, AccessError> {
+        Ok(match self.secret.get() {
             Some(secret) => secret,
             None => {
                 let secret = self.find_secret().map_err(AccessError::Unconfirmed)?;
                 self.secret.get_or_init(|| secret)
             }
-        };
-        Ok(KeyedHash::of(secret, &[&login.user, &login.password, &name.to_string()]))
+        })
     }
 
     /// The secret of the directory; of this process if the directory cannot be written.
@@ -260,82 +298,149 @@ impl AccessService {
     }
 }
 
+/// A check of a login.
+struct Check {
+    name: ImageName,
+    login: Login,
+    wanted: Wanted,
+    /// Identifies the login and the repository.
+    key: KeyedHash,
+    /// Identifies the login and the registry.
+    login_key: KeyedHash,
+    client: Option<ClientAddress>,
+    /// A check that began before everything was forgotten changes nothing.
+    generation: u64,
+}
+
+/// What a registry has let a login do.
+struct Granted {
+    scope: Scope,
+    was_demanded: bool,
+    source: Arc<dyn Source>,
+}
+
 /// The work of a check, on a fetcher.
 impl AccessService {
-    fn ask(
-        &self,
-        name: &ImageName,
-        login: &Login,
-        wanted: &Wanted,
-        key: KeyedHash,
-        client: Option<ClientAddress>,
-    ) -> Result<(), AccessError> {
+    fn ask(&self, check: &Check) -> Verdict {
+        let verdict = |scope, result| Verdict { result, scope, wanted: check.wanted.clone() };
         // A check that has just ended may have found out.
-        if let Some(known) = lock(&self.verdicts).recall(&key, wanted, self.core.now()) {
-            return known;
+        let now = self.core.now();
+        if let Some(known) = lock(&self.verdicts).recall(&check.key, &check.wanted, now) {
+            return verdict(Scope::Wanted, known);
         }
-        let credentials = Credentials::of_client(&login.user, &login.password);
-        let asked = self.core.sources.source_for(&name.upstream, credentials);
-        let asked = asked.and_then(|source| {
-            source.ask_to_pull(&name.repository, wanted)?;
-            Ok(source)
-        });
-        let (now, settings) = (self.core.now(), self.core.settings());
-        let (result, check) = match asked {
-            Ok(source) => {
-                self.kept.keep(key, source, now + settings.access.ttl);
-                lock(&self.verdicts).grant(key, now, settings.access.ttl);
-                self.record(name, login, &key, now);
-                (Ok(()), AccessCheck::Granted)
+        let asked = self.ask_registry(check);
+        let (now, ttl) = (self.core.now(), self.core.settings().access.ttl);
+        let (verdict, outcome) = match asked {
+            Ok(granted) => {
+                if self.is_current(check) {
+                    self.kept.keep(check.key, granted.source, now + ttl);
+                    let mut verdicts = lock(&self.verdicts);
+                    verdicts.grant(check.key, granted.scope, &check.wanted, now, ttl);
+                    if granted.was_demanded {
+                        verdicts.note_good(check.login_key);
+                    }
+                }
+                // A login that was not demanded was not checked: there are as many as clients can invent.
+                if granted.was_demanded && granted.scope == Scope::Repository {
+                    self.record(check, now);
+                }
+                (verdict(granted.scope, Ok(())), AccessCheck::Granted)
             }
-            Err(error) => self.failed(&error, key, wanted, client, now),
+            Err(error) => {
+                let (scope, result, outcome) = self.failed(&error, check, now);
+                (verdict(scope, result), outcome)
+            }
         };
-        self.core.metrics.checked_access(name.upstream.as_str(), check);
-        result
+        self.core.metrics.checked_access(check.name.upstream.as_str(), outcome);
+        verdict
+    }
+
+    fn is_current(&self, check: &Check) -> bool {
+        self.generation.load(Ordering::Acquire) == check.generation
+    }
+
+    /// Asks the registry. A manifest proves that the repository may be pulled, whether or not it is the one that the client
+    /// wants: that one may be missing, and some registries refuse what is missing. A list or a blob proves nothing else: there
+    /// are logins that may only list, and there is less to tell a blob from the response of another server.
+    fn ask_registry(&self, check: &Check) -> Result<Granted, UpstreamError> {
+        let Check { name, wanted, login, .. } = check;
+        let credentials = Credentials::of_client(&login.user, &login.password);
+        let source = self.core.sources.source_for(&name.upstream, credentials)?;
+        let ask = |wanted: &Wanted| source.ask_to_pull(&name.repository, wanted);
+        let granted = |scope, permission: Permission| Granted {
+            scope,
+            was_demanded: permission.was_demanded,
+            source: Arc::clone(&source),
+        };
+        let known = || {
+            let manifests = self.core.store.manifests(name).into_iter();
+            let others = manifests.map(|digest| Wanted::Manifest(Reference::Digest(digest)));
+            let mut others = others.filter(|other| other != wanted).take(MANIFESTS_ASKED_MAX);
+            others.find_map(|other| ask(&other).ok())
+        };
+        match wanted {
+            Wanted::Manifest(_) => match ask(wanted) {
+                Ok(permission) => Ok(granted(Scope::Repository, permission)),
+                Err(error) if error.is_denied() || error.is_certainly_not_found() => {
+                    known().map(|permission| granted(Scope::Repository, permission)).ok_or(error)
+                }
+                Err(error) => Err(error),
+            },
+            Wanted::Blob(_) | Wanted::Lists => match known() {
+                Some(permission) => Ok(granted(Scope::Repository, permission)),
+                None => ask(wanted).map(|permission| granted(Scope::Wanted, permission)),
+            },
+        }
     }
 
     fn failed(
         &self,
         error: &UpstreamError,
-        key: KeyedHash,
-        wanted: &Wanted,
-        client: Option<ClientAddress>,
+        check: &Check,
         now: SystemTime,
-    ) -> (Result<(), AccessError>, AccessCheck) {
+    ) -> (Scope, Result<(), AccessError>, AccessCheck) {
+        let Check { key, wanted, .. } = check;
         let soon = self.core.settings().negative_ttl;
-        let refusal = match error.kind() {
-            UpstreamErrorKind::Denied { status } if error.is_denied() => {
-                AccessError::Refused { status: *status }
+        let (refusal, scope) = match error.kind() {
+            _ if error.is_certainly_not_found() => {
+                (AccessError::NotFound { wanted: wanted.clone() }, Scope::Wanted)
             }
-            _ if error.is_denied() => AccessError::Refused { status: 401 },
-            _ if error.is_certainly_not_found() => AccessError::NotFound { wanted: wanted.clone() },
-            _ if self.is_remembered(&key, now) => {
+            UpstreamErrorKind::Denied { status } if error.is_denied() => {
+                (AccessError::Refused { status: *status }, scope_of_refusal(wanted))
+            }
+            _ if error.is_denied() => {
+                (AccessError::Refused { status: 401 }, scope_of_refusal(wanted))
+            }
+            _ if self.is_remembered(key, now) => {
                 // Shortly, so that the registry is asked again soon.
-                lock(&self.verdicts).grant(key, now, soon);
-                return (Ok(()), AccessCheck::Remembered);
+                if self.is_current(check) {
+                    let mut verdicts = lock(&self.verdicts);
+                    verdicts.grant(*key, Scope::Repository, wanted, now, soon);
+                }
+                return (Scope::Repository, Ok(()), AccessCheck::Remembered);
             }
             _ => {
                 let error = AccessError::Unconfirmed(error.clone().into());
-                return (Err(error), AccessCheck::Unknown);
+                return (Scope::Repository, Err(error), AccessCheck::Unknown);
             }
         };
         {
             let mut verdicts = lock(&self.verdicts);
-            let is_guess =
-                matches!(refusal, AccessError::Refused { .. }) && !verdicts.was_refused(&key);
-            verdicts.refuse(key, wanted, &refusal, now, soon);
-            if let Some(client) = client.filter(|_| is_guess) {
-                verdicts.note_guess(client, now);
+            verdicts.refuse(*key, scope, wanted, &refusal, now, soon);
+            if let (Some(client), AccessError::Refused { .. }) = (check.client, &refusal) {
+                verdicts.note_guess(client, check.login_key, now);
             }
         }
-        self.kept.remove(&key);
-        if let Err(error) = self.core.store.remove_grant(&key.to_string()) {
-            log::error!(
-                error:% = error;
-                "access: cannot remove the permission of a login that the registry refuses"
-            );
+        if scope == Scope::Repository {
+            self.kept.remove(key);
+            if let Err(error) = self.core.store.remove_grant(&key.to_string()) {
+                log::error!(
+                    error:% = error;
+                    "access: cannot remove the permission of a login that the registry refuses"
+                );
+            }
         }
-        (Err(refusal), AccessCheck::Refused)
+        (scope, Err(refusal), AccessCheck::Refused)
     }
 
     /// Whether the registry has confirmed this login in the last time.
@@ -356,12 +461,16 @@ impl AccessService {
         }
     }
 
-    fn record(&self, name: &ImageName, login: &Login, key: &KeyedHash, now: SystemTime) {
+    fn record(&self, check: &Check, now: SystemTime) {
+        let Check { name, login, key, .. } = check;
         let store = &self.core.store;
-        if self.core.settings().access.offline.is_zero() || !store.is_writable() {
+        if !store.is_writable() {
             return;
         }
         self.remove_old_records(now);
+        if self.core.settings().access.offline.is_zero() {
+            return;
+        }
         let user: String = login.user.chars().take(USER_CHARS_MAX).collect();
         if let Err(error) = store.put_grant(&key.to_string(), &GrantRecord::new(name, &user, now)) {
             log::warn!(
@@ -390,5 +499,13 @@ impl AccessService {
         if let Err(error) = removed {
             log::warn!(error:% = error; "access: cannot remove old permissions");
         }
+    }
+}
+
+/// A refused list says nothing about pulls.
+fn scope_of_refusal(wanted: &Wanted) -> Scope {
+    match wanted {
+        Wanted::Lists => Scope::Wanted,
+        Wanted::Manifest(_) | Wanted::Blob(_) => Scope::Repository,
     }
 }

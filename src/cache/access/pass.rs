@@ -42,7 +42,9 @@ struct Inner {
 }
 
 /// The sources that were used recently, each with the login of a client, and how long they may be.
-pub(super) struct KeptSources(Mutex<BoundedCache<KeyedHash, (Arc<dyn Source>, SystemTime)>>);
+pub(super) struct KeptSources(Mutex<BoundedCache<KeyedHash, Kept>>);
+
+type Kept = (Arc<dyn Source>, SystemTime);
 
 impl KeptSources {
     pub(super) fn new() -> KeptSources {
@@ -78,6 +80,11 @@ impl Pass {
     ) -> Pass {
         let (kept, sources) = (Arc::clone(kept), Arc::clone(sources));
         Pass(Arc::new(Inner { name: name.clone(), key, credentials, until, kept, sources }))
+    }
+
+    /// Whether work may still begin with it.
+    pub(in crate::cache) fn is_fresh(&self, now: SystemTime) -> bool {
+        now < self.0.until
     }
 
     /// The source with this login.

@@ -1,7 +1,7 @@
 //! What the cache offers to modules that serve clients, as far as it depends on who the client is.
 
 use super::{AccessError, AccessLookup, Login, Pass, PullAccess, enter};
-use crate::cache::{Cache, CacheError, LinkLookup};
+use crate::cache::Cache;
 use crate::oci::{Digest, ImageName};
 use crate::upstream::{PeerProof, Wanted};
 
@@ -15,18 +15,14 @@ impl Cache {
         enter(self.pass.clone(), work)
     }
 
-    /// Whether a repository contains a blob, so that it may be served there. Does not wait for anything but the local disk.
-    ///
-    /// # Errors
-    /// [`CacheError`] if it is known that it does not, or if that cannot be found out.
-    pub fn link(&self, name: &ImageName, digest: &Digest) -> Result<LinkLookup, CacheError> {
-        self.core().stop_if_refused(name)?;
-        self.as_client(|| self.services.blobs.link(name, digest, self.client))
-    }
-
     /// Whether it is known that a repository contains a blob.
     pub fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
         self.services.blobs.is_linked(name, digest)
+    }
+
+    /// A peer has checked that a repository contains a blob.
+    pub fn trust_link(&self, name: &ImageName, digest: &Digest) {
+        self.services.blobs.remember_link(name, digest);
     }
 
     /// Whether a request that claims to be from a peer is from one, by the user and the password that it presents.

@@ -10,22 +10,38 @@ use crate::upstream::Wanted;
 
 /// How many permissions are remembered: one for each login and repository.
 const GRANTS_REMEMBERED: usize = 16_384;
-/// The same for refusals. They have a table of their own, so that wrong logins do not displace permissions.
-const REFUSALS_REMEMBERED: usize = 4_096;
+/// The same for refusals, and for permissions of single blobs and lists. They have tables of their own, so that wrong logins
+/// do not displace permissions.
+const OTHERS_REMEMBERED: usize = 4_096;
 /// How many client addresses with refused logins are remembered.
 const ADDRESSES_REMEMBERED: usize = 4_096;
-/// How many different logins may be refused for an address in [`GUESSES_EVERY`]. Known ones do not count, so that the nodes
-/// of a cluster with an old password behind one address do not lock others out.
-const GUESSES_MAX: u32 = 10;
+/// How many different logins may be refused for an address in [`GUESSES_EVERY`]. A login counts once, whatever it is refused
+/// for, and one that its registry has let in does not count: an old password on many nodes behind one address must not keep
+/// others out.
+const GUESSES_MAX: usize = 10;
 const GUESSES_EVERY: Duration = Duration::from_secs(60);
 
 /// What is known of logins.
 pub(super) struct Verdicts {
-    /// When each permission has to be confirmed again.
+    /// Logins that may pull from a repository, and how long that counts.
     granted: BoundedCache<KeyedHash, Period>,
-    /// Refusals of logins; and with what was wanted, answers that there is no such content.
+    /// Logins that may have one blob or the lists of a repository, of which nothing else is known.
+    granted_parts: BoundedCache<(KeyedHash, Wanted), Period>,
+    /// Logins that may not pull from a repository; and with what was wanted, refusals about that only.
     refused: BoundedCache<(KeyedHash, Option<Wanted>), (Period, AccessError)>,
-    guesses: BoundedCache<ClientAddress, (Period, u32)>,
+    /// Logins that a registry has let in, whatever for.
+    good: BoundedCache<KeyedHash, ()>,
+    /// The logins of each address that were refused lately.
+    guesses: BoundedCache<ClientAddress, (Period, Vec<KeyedHash>)>,
+}
+
+/// What a verdict is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Everything in the repository.
+    Repository,
+    /// What was wanted.
+    Wanted,
 }
 
 /// A time from which and a time until which something is valid. If the clock is set back, it is not.
@@ -49,7 +65,9 @@ impl Verdicts {
     pub(super) fn new() -> Verdicts {
         Verdicts {
             granted: BoundedCache::new(GRANTS_REMEMBERED),
-            refused: BoundedCache::new(REFUSALS_REMEMBERED),
+            granted_parts: BoundedCache::new(OTHERS_REMEMBERED),
+            refused: BoundedCache::new(OTHERS_REMEMBERED),
+            good: BoundedCache::new(OTHERS_REMEMBERED),
             guesses: BoundedCache::new(ADDRESSES_REMEMBERED),
         }
     }
@@ -61,7 +79,9 @@ impl Verdicts {
         wanted: &Wanted,
         now: SystemTime,
     ) -> Option<Result<(), AccessError>> {
-        if self.granted.get(key).is_some_and(|period| period.has(now)) {
+        let is_valid = |period: Option<&Period>| period.is_some_and(|period| period.has(now));
+        let part = (*key, wanted.clone());
+        if is_valid(self.granted.get(key)) || is_valid(self.granted_parts.get(&part)) {
             return Some(Ok(()));
         }
         let refusal = |wanted: Option<Wanted>| {
@@ -71,35 +91,59 @@ impl Verdicts {
         refusal(None).or_else(|| refusal(Some(wanted.clone())))
     }
 
-    pub(super) fn grant(&mut self, key: KeyedHash, now: SystemTime, duration: Duration) {
-        self.granted.insert(key, Period::of(now, duration));
+    /// Remembers that a login may pull from a repository, or what was wanted of it.
+    pub(super) fn grant(
+        &mut self,
+        key: KeyedHash,
+        scope: Scope,
+        wanted: &Wanted,
+        now: SystemTime,
+        duration: Duration,
+    ) {
+        let period = Period::of(now, duration);
+        match scope {
+            Scope::Repository => self.granted.insert(key, period),
+            Scope::Wanted => self.granted_parts.insert((key, wanted.clone()), period),
+        }
         self.refused.remove(&(key, None));
+        self.refused.remove(&(key, Some(wanted.clone())));
     }
 
-    /// Remembers that a login is refused, or that what it wants does not exist.
+    /// Remembers that a login may not pull from a repository, or not what was wanted of it.
     pub(super) fn refuse(
         &mut self,
         key: KeyedHash,
+        scope: Scope,
         wanted: &Wanted,
         error: &AccessError,
         now: SystemTime,
         duration: Duration,
     ) {
-        self.granted.remove(&key);
-        let what = matches!(error, AccessError::NotFound { .. }).then(|| wanted.clone());
+        let what = match scope {
+            Scope::Repository => {
+                self.granted.remove(&key);
+                self.granted_parts.retain(|(other, _)| *other != key);
+                None
+            }
+            Scope::Wanted => Some(wanted.clone()),
+        };
         self.refused.insert((key, what), (Period::of(now, duration), error.clone()));
     }
 
-    /// Whether a refusal of a login is remembered, however old it is: then the same login is no guess.
-    pub(super) fn was_refused(&self, key: &KeyedHash) -> bool {
-        self.refused.get(&(*key, None)).is_some()
+    /// Remembers that a registry has let a login in. `login` identifies it at this registry.
+    pub(super) fn note_good(&mut self, login: KeyedHash) {
+        self.good.insert(login, ());
     }
 
     /// Counts a login that the registry has refused.
-    pub(super) fn note_guess(&mut self, client: ClientAddress, now: SystemTime) {
+    pub(super) fn note_guess(&mut self, client: ClientAddress, login: KeyedHash, now: SystemTime) {
+        if self.good.get(&login).is_some() {
+            return;
+        }
         match self.guesses.get_mut(&client).filter(|(period, _)| period.has(now)) {
-            Some((_, count)) => *count = count.saturating_add(1),
-            None => self.guesses.insert(client, (Period::of(now, GUESSES_EVERY), 1)),
+            Some((_, logins)) if logins.contains(&login) || logins.len() >= GUESSES_MAX => {}
+            Some((_, logins)) => logins.push(login),
+            None => self.guesses.insert(client, (Period::of(now, GUESSES_EVERY), vec![login])),
         }
     }
 
@@ -107,17 +151,23 @@ impl Verdicts {
     pub(super) fn wait_for_guess(
         &self,
         client: ClientAddress,
+        login: &KeyedHash,
         now: SystemTime,
     ) -> Option<Duration> {
-        let (period, count) = self.guesses.get(&client)?;
-        let is_limited = period.has(now) && *count >= GUESSES_MAX;
+        let (period, logins) = self.guesses.get(&client)?;
+        let is_limited = period.has(now)
+            && logins.len() >= GUESSES_MAX
+            && !logins.contains(login)
+            && self.good.get(login).is_none();
         is_limited.then(|| period.until.duration_since(now).unwrap_or_default())
     }
 
     /// Forgets everything about logins.
     pub(super) fn clear(&mut self) {
         self.granted.clear();
+        self.granted_parts.clear();
         self.refused.clear();
+        self.good.clear();
     }
 }
 
@@ -142,7 +192,7 @@ mod tests {
     fn a_permission_ends_and_does_not_survive_a_clock_that_is_set_back() {
         let mut verdicts = Verdicts::new();
         let now = START + MINUTE * 10;
-        verdicts.grant(key("ann"), now, MINUTE);
+        verdicts.grant(key("ann"), Scope::Repository, &blob("a"), now, MINUTE);
         let is_granted =
             |at| matches!(verdicts.recall(&key("ann"), &Wanted::Lists, at), Some(Ok(())));
         assert!(is_granted(now) && is_granted(now + MINUTE / 2));
@@ -151,31 +201,52 @@ mod tests {
     }
 
     #[test]
+    fn a_list_or_a_blob_proves_nothing_else() {
+        let mut verdicts = Verdicts::new();
+        verdicts.grant(key("ann"), Scope::Wanted, &Wanted::Lists, START, MINUTE);
+        verdicts.grant(key("bob"), Scope::Wanted, &blob("a"), START, MINUTE);
+        let is_granted =
+            |user, wanted| matches!(verdicts.recall(&key(user), &wanted, START), Some(Ok(())));
+        assert!(is_granted("ann", Wanted::Lists) && is_granted("bob", blob("a")));
+        assert!(!is_granted("ann", blob("a")) && !is_granted("bob", blob("b")));
+        assert!(!is_granted("bob", Wanted::Lists));
+    }
+
+    #[test]
     fn a_refused_login_gets_nothing_and_missing_content_is_about_itself() {
         let mut verdicts = Verdicts::new();
         let refused = AccessError::Refused { status: 401 };
-        verdicts.refuse(key("eve"), &blob("a"), &refused, START, MINUTE);
+        verdicts.refuse(key("eve"), Scope::Repository, &blob("a"), &refused, START, MINUTE);
         let missing = AccessError::NotFound { wanted: blob("a") };
-        verdicts.refuse(key("ann"), &blob("a"), &missing, START, MINUTE);
+        verdicts.refuse(key("ann"), Scope::Wanted, &blob("a"), &missing, START, MINUTE);
         let known = |user: &str, wanted: &Wanted| verdicts.recall(&key(user), wanted, START);
         assert!(matches!(known("eve", &blob("b")), Some(Err(AccessError::Refused { .. }))));
         assert!(matches!(known("ann", &blob("a")), Some(Err(AccessError::NotFound { .. }))));
         assert!(known("ann", &blob("b")).is_none());
-        verdicts.grant(key("eve"), START, MINUTE);
+        verdicts.grant(key("eve"), Scope::Repository, &blob("a"), START, MINUTE);
         let known = verdicts.recall(&key("eve"), &blob("b"), START);
         assert!(matches!(known, Some(Ok(()))), "the password was changed");
     }
 
     #[test]
-    fn guesses_are_limited_for_each_address() {
+    fn different_logins_are_counted_for_each_address() {
         let address = |last| ClientAddress::from(IpAddr::V4(Ipv4Addr::new(192, 0, 2, last)));
         let mut verdicts = Verdicts::new();
-        for _ in 0..GUESSES_MAX {
-            assert_eq!(verdicts.wait_for_guess(address(1), START), None);
-            verdicts.note_guess(address(1), START);
+        let wait = |verdicts: &Verdicts, last, user: &str, at| {
+            verdicts.wait_for_guess(address(last), &key(user), at)
+        };
+        verdicts.note_good(key("ann"));
+        for guess in 0..GUESSES_MAX {
+            assert_eq!(wait(&verdicts, 1, "eve", START), None);
+            for login in [format!("guess-{guess}"), "ann".into()] {
+                verdicts.note_guess(address(1), key(&login), START);
+                verdicts.note_guess(address(1), key(&login), START);
+            }
         }
-        assert_eq!(verdicts.wait_for_guess(address(1), START + MINUTE / 4), Some(MINUTE / 4 * 3));
-        assert_eq!(verdicts.wait_for_guess(address(2), START), None);
-        assert_eq!(verdicts.wait_for_guess(address(1), START + MINUTE), None);
+        assert_eq!(wait(&verdicts, 1, "eve", START + MINUTE / 4), Some(MINUTE / 4 * 3));
+        assert_eq!(wait(&verdicts, 1, "ann", START), None, "its registry has let it in");
+        assert_eq!(wait(&verdicts, 1, "guess-3", START), None, "it counts already");
+        assert_eq!(wait(&verdicts, 2, "eve", START), None);
+        assert_eq!(wait(&verdicts, 1, "eve", START + MINUTE), None);
     }
 }

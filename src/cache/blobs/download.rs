@@ -228,6 +228,12 @@ impl<'a, S: Sink> Download<'a, S> {
         (self.senders.iter().any(is_bucket), is_new && self.senders.iter().all(is_bucket))
     }
 
+    /// Whether all bytes of this download came from the registry itself.
+    pub(super) fn is_from_registry(&self) -> bool {
+        !self.senders.is_empty()
+            && self.senders.iter().all(|(_, kind)| *kind == EndpointKind::Registry)
+    }
+
     /// Requests the missing bytes and writes them, over one connection to each endpoint it tries.
     fn receive(&mut self) -> Result<(), CacheError> {
         let source = self.cache.core.source(&self.name.upstream)?;

@@ -75,6 +75,11 @@ impl BlobCache {
                 }
                 Begin::Absent if leader.flight().header().is_none() => {}
                 Begin::Writing(_) | Begin::Absent => return Err(CacheError::GivenUp),
+                // Another repository, or another process, was faster.
+                Begin::Present(_) | Begin::Locked if !self.is_linked(name, digest) => {
+                    self.prove_link(name, digest)?;
+                    return self.fetch(name, leader, size_hint, suspended);
+                }
                 Begin::Present(blob)
                     if !continue_from(leader, &blob.file, blob.size, Some(blob.size)) =>
                 {
@@ -86,9 +91,14 @@ impl BlobCache {
                 Begin::Locked => return Ok(Fetched::Elsewhere),
             }
         }
+        // They have blobs, and do not know in which repositories these are.
+        if self.core.sources.asks_others(&name.upstream) {
+            self.prove_link(name, &leader.key().1)?;
+        }
         match self.download_blob(name, leader, size_hint, suspended) {
             // Another process has started or finished the blob since the check.
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
+                self.prove_link(name, &leader.key().1)?;
                 Ok(Fetched::Elsewhere)
             }
             result => result,
@@ -154,6 +164,7 @@ impl BlobCache {
             return Err(error);
         }
         let failures = download.failures_of_senders();
+        let is_from_registry = download.is_from_registry();
         let by_bucket = download.bucket_has_sent(is_new);
         // Created at the latest with the first response of the registry.
         let Some(ingest) = download.sink.ingest.take() else { return Err(CacheError::GivenUp) };
@@ -168,6 +179,9 @@ impl BlobCache {
         self.note_sent_by_bucket(&digest, true, by_bucket);
         lock(&self.wrong).remove(leader.key());
         lock(&self.verified_sizes).insert(digest, size);
+        if is_from_registry && is_new {
+            self.keep_link(name, &digest);
+        }
         // Verified bytes may be sent before they are on the disk: they are correct in any case. Clients that received
         // another size get no more bytes, since their last byte would be in the middle of the blob. Clients without a
         // size learn it from the end of the flight.

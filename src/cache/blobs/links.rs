@@ -1,43 +1,46 @@
 //! In which repositories a cached blob is served: in those that contain it (`blobs: linked`).
 //!
 //! Blobs are stored once, whichever repositories contain them. Without this check, whoever knows a digest gets the blob in any
-//! repository, also if it is from one that is not theirs. A repository contains a blob if a cached manifest of it says so, if
-//! the blob was downloaded from it, or if its registry says so. What must be downloaded from the registry anyway needs no check.
+//! repository. It applies wherever bytes come from elsewhere than the repository itself: from the disk, from another
+//! process, from a download for another repository, and from peers, parents and the bucket, which do not know about
+//! repositories. The proof is
+//! * that the blob was downloaded from the repository before, or
+//! * that its registry says so, or
+//! * that a cached manifest of the repository names the blob, unless the blob is private (`cache/access/private.rs`).
+//!
+//! The first two are kept on the disk if there are private repositories, so that they count while the registry is down. So is
+//! what an operator imports.
 //!
 //! # Interleavings
+//! * *The blob is cached, or is being downloaded for another repository, between the lookup and the join.* The flight of this
+//!   repository finds that when it begins, and looks for a proof first ([`BlobCache::prove_link`]).
+//! * *A request finds a flight.* It joins without a proof only if the flight was started for its own repository; flights are
+//!   joined, and compared with the repository that started them, under one lock.
 //! * *The manifest is cached between the lookup and the search.* The search reads the disk after it was queued, so it finds it.
-//! * *The download ends between the lookup of the blob and that of its flight.* Then there is neither, and the request finds the
-//!   blob, without a check. The window is that of two lookups in a row, and the download was for the same registry.
-//! * *Another repository starts a download while this one is looked up.* Flights are joined, and compared with the repository that
-//!   started them, under one lock.
+//! * *A private manifest is cached after another repository was found to contain one of its blobs by a manifest.* That proof is
+//!   not kept: the next request needs a better one.
 
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-use super::BlobCache;
-use crate::cache::access::BlobAccess;
+use super::{BlobCache, BlobLookup};
+use crate::cache::access::{BlobAccess, PullAccess};
 use crate::cache::negative::Asked;
+use crate::cache::scheduler::Length;
 use crate::cache::{CacheError, PATIENCE, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
 use crate::oci::{Digest, ImageName};
-use crate::upstream::Wanted;
+use crate::store::StoreError;
+use crate::upstream::{Standing, Wanted};
 
 /// How many manifests of a repository are searched for a blob. The registry is asked about the rest.
 const MANIFESTS_SEARCHED_MAX: usize = 1024;
 
 pub(super) type LinkFlights = Flights<(ImageName, Digest), (), (), CacheError>;
 
-/// Whether a repository contains a blob.
-pub enum LinkLookup {
-    /// It does, or it does not matter.
-    Known,
-    /// That is being found out.
-    Wait(LinkWait),
-}
-
-/// Waits for the search and for the registry.
+/// Waits for a proof.
 pub struct LinkWait {
     flight: Follower<(), (), CacheError>,
 }
@@ -61,19 +64,23 @@ impl LinkWait {
 }
 
 impl BlobCache {
-    /// Whether a repository contains a blob. Does not wait for anything but the local disk.
+    /// What a client gets that has found a blob at hand: the blob if the repository is known to contain it, or else something
+    /// to wait for.
     ///
     /// # Errors
-    /// [`CacheError`] if it is known that it does not, or if that cannot be found out.
-    pub(in crate::cache) fn link(
+    /// [`CacheError`] if it is known that the repository does not contain it.
+    pub(super) fn at_hand_for(
         self: &Arc<Self>,
         name: &ImageName,
         digest: &Digest,
+        found: BlobLookup,
         client: Option<ClientAddress>,
-    ) -> Result<LinkLookup, CacheError> {
-        let is_any = self.core.settings().access.blobs_of(name) == BlobAccess::Any;
-        if is_any || self.is_linked(name, digest) || self.is_for_registry(name, digest)? {
-            return Ok(LinkLookup::Known);
+    ) -> Result<BlobLookup, CacheError> {
+        // Larder itself asks for what it needs.
+        let is_internal = client.is_none();
+        if is_internal || self.is_linked(name, digest) || self.is_own_download(name, digest, &found)
+        {
+            return Ok(found);
         }
         let asked = Asked::Blob(name.clone(), *digest);
         if self.core.negative.is_missing(&asked, self.core.now()) {
@@ -84,51 +91,131 @@ impl BlobCache {
         let service = Arc::clone(self);
         let (flight, _) = self.core.run_metadata_flight(joined, purpose, move |leader| {
             let (name, digest) = leader.key().clone();
-            leader.finish(service.find_link(&name, &digest));
+            leader.finish(service.prove_link(&name, &digest));
         });
-        Ok(LinkLookup::Wait(LinkWait { flight }))
+        Ok(BlobLookup::Unlinked(LinkWait { flight }))
     }
 
-    /// Whether it is known that a repository contains a blob.
+    /// Whether it is known that a repository contains a blob, or does not matter.
     pub(in crate::cache) fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
-        self.manifests.stated_size(name, digest).is_some()
+        let access = &self.core.settings().access;
+        access.blobs_of(name) == BlobAccess::Any
+            || (self.manifests.stated_size(name, digest).is_some()
+                && !(access.has_clients() && self.core.private.may_have(digest)))
             || lock(&self.links).get(&(name.clone(), *digest)).is_some()
     }
 
-    /// Whether the registry itself decides, because the blob is not at hand, or is being downloaded from this repository.
-    fn is_for_registry(&self, name: &ImageName, digest: &Digest) -> Result<bool, CacheError> {
-        let sources = &self.core.sources;
-        if sources.shared_bucket().is_some() || !sources.peers(None).is_empty() {
-            return Ok(false);
-        }
-        if self.core.store.find_blob(digest, None)?.is_some() {
-            return Ok(false);
-        }
+    fn is_own_download(&self, name: &ImageName, digest: &Digest, found: &BlobLookup) -> bool {
         let key = (name.upstream.clone(), *digest);
         let starters = lock(&self.starters);
-        Ok(self.flights.peek(&key).is_none() || starters.get(&key) == Some(name))
+        matches!(found, BlobLookup::Wait(_))
+            && self.flights.peek(&key).is_some()
+            && starters.get(&key) == Some(name)
     }
 
-    /// Remembers that a repository contains a blob.
-    pub(super) fn remember_link(&self, name: &ImageName, digest: &Digest) {
+    /// Remembers that a repository contains a blob: a peer says so, which has asked for its client.
+    pub(in crate::cache) fn remember_link(&self, name: &ImageName, digest: &Digest) {
         lock(&self.links).insert((name.clone(), *digest), ());
     }
 
-    /// Searches the cached manifests, and then asks the registry; on a fetcher.
-    fn find_link(&self, name: &ImageName, digest: &Digest) -> Result<(), CacheError> {
+    /// Remembers a proof that a repository contains a blob, also for other processes and after a restart.
+    pub(super) fn keep_link(&self, name: &ImageName, digest: &Digest) {
+        let is_new = lock(&self.links).get(&(name.clone(), *digest)).is_none();
+        self.remember_link(name, digest);
+        if is_new
+            && self.core.settings().access.has_clients()
+            && let Err(error) = self.core.store.put_links(name, [digest])
+        {
+            log::debug!(repository:% = name, error:% = error; "cannot record that a repository contains a blob");
+        }
+    }
+
+    /// Finds a proof, on a fetcher: on the disk, in the cached manifests, or at the registry.
+    ///
+    /// # Errors
+    /// [`CacheError`] if there is none.
+    pub(super) fn prove_link(&self, name: &ImageName, digest: &Digest) -> Result<(), CacheError> {
+        if self.is_linked(name, digest) {
+            return Ok(());
+        }
+        let has_clients = self.core.settings().access.has_clients();
+        if has_clients && self.core.store.links(name)?.contains(digest) {
+            self.remember_link(name, digest);
+            return Ok(());
+        }
+        if has_clients {
+            self.read_private_manifests()?;
+        }
+        let is_private = has_clients && self.core.private.may_have(digest);
+        if !is_private && self.is_in_a_manifest(name, digest)? {
+            self.remember_link(name, digest);
+            return Ok(());
+        }
+        // A registry that anyone may run would say so of everything.
+        if is_private && !matches!(self.core.sources.standing(&name.upstream), Ok(Standing::Listed))
+        {
+            return Err(CacheError::KnownMissing);
+        }
+        let source = self.core.source(&name.upstream)?;
+        self.core.stop_if_offline(&*source)?;
+        let asked = source.ask_to_pull(&name.repository, &Wanted::Blob(*digest));
+        self.core.note_outcome(&*source, name, Asked::Blob(name.clone(), *digest), &asked);
+        match asked {
+            Ok(_) => {
+                self.keep_link(name, digest);
+                Ok(())
+            }
+            // The same words as without the blob: whether it is cached is not the client's business.
+            Err(error) if error.is_not_found() || error.is_denied() => {
+                Err(CacheError::KnownMissing)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn is_in_a_manifest(&self, name: &ImageName, digest: &Digest) -> Result<bool, CacheError> {
         let manifests = self.core.store.find_manifests(name)?;
-        let is_in = |manifest: &Digest| {
+        Ok(manifests.iter().take(MANIFESTS_SEARCHED_MAX).any(|manifest| {
             let parsed = self.manifests.parsed(name, manifest);
             parsed.is_some_and(|parsed| parsed.descriptors().any(|each| each.digest == *digest))
-        };
-        if !manifests.iter().take(MANIFESTS_SEARCHED_MAX).any(is_in) {
-            let source = self.core.source(&name.upstream)?;
-            self.core.stop_if_offline(&*source)?;
-            let asked = source.ask_to_pull(&name.repository, &Wanted::Blob(*digest));
-            self.core.note_outcome(&*source, name, Asked::Blob(name.clone(), *digest), &asked);
-            asked?;
+        }))
+    }
+
+    /// Learns which blobs are private, once per process and policy.
+    fn read_private_manifests(&self) -> Result<(), CacheError> {
+        let private = &self.core.private;
+        private.complete(|| {
+            let access = self.core.settings();
+            let mut failed = None;
+            let walked = self.core.store.each_repository(&mut |name| {
+                if access.access.of(name) == PullAccess::Client {
+                    for digest in self.core.store.manifests(name) {
+                        match self.manifests.parsed(name, &digest) {
+                            Some(manifest) => private.add(digest, &manifest),
+                            None => failed = Some(digest),
+                        }
+                    }
+                }
+                Ok(())
+            });
+            if let Some(digest) = failed {
+                log::debug!(digest:% = digest; "a manifest of a private repository cannot be read; it is not served either");
+            }
+            walked.map_err(|error| CacheError::from(StoreError::scan(error)))
+        })
+    }
+
+    /// Looks for a proof in the background, while the registry can be asked.
+    pub(in crate::cache) fn prove_link_later(self: &Arc<Self>, name: &ImageName, digest: &Digest) {
+        if !self.core.settings().access.has_clients() || self.is_linked(name, digest) {
+            return;
         }
-        self.remember_link(name, digest);
-        Ok(())
+        let Ok(purpose) = self.core.purpose(name, None) else { return };
+        let (service, name, digest) = (Arc::clone(self), name.clone(), *digest);
+        self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
+            if let Err(error) = service.prove_link(&name, &digest) {
+                log::debug!(repository:% = name, digest:% = digest, error:% = error; "no proof that the repository contains the blob");
+            }
+        });
     }
 }

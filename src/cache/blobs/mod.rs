@@ -38,7 +38,7 @@ use crate::upstream::{BlobAsk, Source, Standing, UpstreamError};
 
 pub use growth::ConnectionPolicy;
 pub use incoming::{GrowingFile, Incoming, SizeSource};
-pub use links::{LinkLookup, LinkWait};
+pub use links::LinkWait;
 pub use pass_through::{AlreadySent, PassThrough};
 pub use retry::RetryPolicy;
 pub use wait::BlobWait;
@@ -85,6 +85,8 @@ pub enum BlobLookup {
     Ready(Blob),
     /// It is being fetched, or its size is.
     Wait(BlobWait),
+    /// It is at hand, and it has to be found out whether the repository contains it. Then it can be looked up again.
+    Unlinked(LinkWait),
 }
 
 /// Looks up and downloads blobs.
@@ -194,7 +196,7 @@ impl BlobCache {
         client: Option<ClientAddress>,
     ) -> Result<BlobLookup, CacheError> {
         if let Some(found) = self.find_at_hand(name, digest)? {
-            return Ok(found);
+            return self.at_hand_for(name, digest, found, client);
         }
         let size_hint = self.size_hint(name, digest);
         Ok(BlobLookup::Wait(match purpose {
@@ -367,9 +369,6 @@ impl BlobCache {
         if let Err(error) = &result {
             error.log_blob(&name, &key.1);
         }
-        if result.is_ok() {
-            self.remember_link(&name, &key.1);
-        }
         let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
         self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
         leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
@@ -430,6 +429,9 @@ impl BlobCache {
 
     /// Requests a blob's size with HEAD, or with the head of a GET response if HEAD does not report it.
     fn fetch_size(&self, name: &ImageName, digest: &Digest) -> Result<u64, CacheError> {
+        if self.core.sources.asks_others(&name.upstream) {
+            self.prove_link(name, digest)?;
+        }
         let source = self.core.source(&name.upstream)?;
         let reported = source.blob_size(&name.repository, digest);
         // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.

@@ -211,8 +211,9 @@ impl Completions {
             (table.due(now), table.fetching())
         };
         for (key, entry) in due {
+            let pass = entry.pass.clone().filter(|pass| pass.is_fresh(now));
             if entry.stage == Stage::Fetching {
-                access::enter(entry.pass.clone(), || self.check(&key, &entry, now));
+                access::enter(pass, || self.check(&key, &entry, now));
                 continue;
             }
             let upstream = key.0.upstream.clone();
@@ -220,7 +221,7 @@ impl Completions {
             let of_all: usize = fetching.values().sum();
             if of_all < FETCHING_MAX
                 && of_this < FETCHING_OF_ONE_MAX
-                && access::enter(entry.pass.clone(), || self.begin(key, &entry, now))
+                && access::enter(pass, || self.begin(key, &entry, now))
             {
                 fetching.insert(upstream, of_this + 1);
             }

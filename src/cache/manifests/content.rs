@@ -138,6 +138,7 @@ impl ManifestCache {
         let Some(bytes) = self.core.store.find_bytes(&digest, size)? else { return Ok(None) };
         if let Ok(manifest) = Manifest::parse(&bytes, Some(media_type.as_str())) {
             self.remember_sizes(name, &manifest);
+            self.core.note_private(name, digest, &manifest);
         }
         let body = Document::Memory(bytes.into());
         Ok(Some(Arc::new(Content { digest, media_type, body })))
@@ -163,10 +164,12 @@ impl ManifestCache {
             lock(&self.sizes_read).insert(key, ());
             let (name, media_type) = (name.clone(), media_type.clone());
             let sizes = Arc::clone(&self.sizes_from_manifests);
+            let core = Arc::clone(&self.core);
             // This may be a worker, which must not wait for other large manifests.
             self.core.store.with_range_later(&file, 0..size, move |bytes| {
                 if let Ok(manifest) = Manifest::parse(bytes, Some(media_type.as_str())) {
                     sizes::remember(&sizes, &name, &manifest);
+                    core.note_private(&name, digest, &manifest);
                 }
             });
         }

@@ -8,7 +8,7 @@ use super::hold::Hold;
 use super::{ManifestCache, ManifestLeader};
 use crate::cache::freshness::Belief;
 use crate::cache::negative::Asked;
-use crate::cache::{CacheError, access, lock};
+use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, HeldManifest, ImageName, MediaType, Reference, Tag};
 use crate::store::{Access, Document, FetchLock, ManifestRecord, StoreError, TagRecord};
 use crate::upstream::{Source, UpstreamError};
@@ -335,8 +335,8 @@ impl ManifestCache {
 
     /// Handles a cached tag that the registry has deleted.
     fn deleted_upstream(&self, name: &ImageName, tag: &Tag, record: &TagRecord) -> CacheError {
-        // The registry may hide the repository from this client, which must not decide for the others.
-        if access::current().is_some() {
+        // The registry may hide the repository from this client, or from Larder, which must not decide for the others.
+        if self.core.is_for_clients(name) {
             return CacheError::KnownMissing;
         }
         // An import, or another process, may have written the tag during the request.
@@ -387,6 +387,7 @@ impl ManifestCache {
         let body = writer.finish().ok_or(CacheError::NoRoomForDocument)?;
         self.core.metrics.fetched_bytes.inc_by(body.length());
         self.remember_sizes(name, &manifest);
+        self.core.note_private(name, digest, &manifest);
         let media_type = manifest.media_type().clone();
         // Thousands of descriptors are not needed while the disk works.
         drop(manifest);

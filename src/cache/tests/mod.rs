@@ -21,8 +21,8 @@ use super::*;
 use crate::oci::{Algorithm, Manifest, MediaType, Repository, Tag, Upstream};
 use crate::store;
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, EndpointKind, List, Source, Standing,
-    UpstreamError, UpstreamErrorKind, Wanted,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, EndpointKind, List, Permission, Source,
+    Standing, UpstreamError, UpstreamErrorKind, Wanted,
 };
 
 /// The response bodies for a blob, in order.
@@ -167,11 +167,16 @@ impl Source for FakeSource {
         }
     }
 
-    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+    fn ask_to_pull(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+    ) -> Result<Permission, UpstreamError> {
         match wanted {
             Wanted::Blob(digest) => self.blob_size(repository, digest).map(drop),
             wanted => self.call(format!("{wanted:?}")),
         }
+        .map(|()| Permission { was_demanded: true })
     }
 
     fn manifest(
@@ -372,6 +377,7 @@ impl Bench {
         match self.cache.blob(&name(), digest, Purpose::Read).unwrap() {
             BlobLookup::Wait(waiting) => waiting,
             BlobLookup::Ready(_) => panic!("the blob is in the store"),
+            BlobLookup::Unlinked(_) => panic!("Larder itself needs no link"),
         }
     }
 

@@ -171,7 +171,8 @@ impl Store {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }
         let directory = self.inner.layout.grants();
-        if directory.is_dir() {
+        let is_closed = |metadata: fs::Metadata| metadata.permissions().mode() & 0o077 == 0;
+        if fs::metadata(&directory).is_ok_and(is_closed) {
             return Ok(());
         }
         let created = self.inner.layout.create_directories(&directory);

@@ -197,6 +197,12 @@ impl Layout {
         self.root.join("usage").join("sync.json")
     }
 
+    /// The blobs that are proven to be in a repository.
+    pub(in crate::store) fn links(&self, name: &ImageName) -> PathBuf {
+        let hashed = Digest::of(Algorithm::Sha256, name.to_string().as_bytes());
+        self.root.join("links").join(hashed.hex())
+    }
+
     /// Which clients have been allowed to pull what.
     pub(in crate::store) fn grants(&self) -> PathBuf {
         self.root.join("access")

@@ -6,6 +6,7 @@ pub(super) mod directory_sync;
 pub(super) mod faults;
 pub(super) mod grants;
 pub(super) mod layout;
+pub(super) mod links;
 pub(super) mod observer;
 pub(super) mod outgoing;
 pub(super) mod owner;

@@ -217,6 +217,7 @@ impl Inner {
             return;
         }
         self.remove_lists(name);
+        self.remove_links(name);
         let lists = self.layout.legacy_lists(name);
         for list in names_in(&lists) {
             // A list that stays costs only space.

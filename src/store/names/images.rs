@@ -91,6 +91,12 @@ impl Graph {
         missing.map(|(descriptor, _)| descriptor)
     }
 
+    /// The digests of all manifests and blobs.
+    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
+        let blobs = self.blobs.iter().map(|blob| &blob.descriptor.digest);
+        self.manifests.iter().map(|manifest| &manifest.descriptor.digest).chain(blobs)
+    }
+
     /// Total size of the cached content, in bytes.
     pub fn present_bytes(&self) -> u64 {
         let manifests = self.manifests.iter().filter_map(|each| each.manifest.as_ref());

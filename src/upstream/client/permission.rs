@@ -1,26 +1,32 @@
 //! Whether the registry lets something be pulled.
 //!
-//! A token proves nothing: token services issue tokens without the requested access (token authentication specification,
-//! "Requesting a Token"). Only a response to a request for content does, and only if it comes from a registry: a captive
-//! portal answers everything with a web page.
+//! Threats: something other than the registry answers for it: a captive portal, a maintenance page, a load balancer without
+//! a backend. It must neither let anyone in nor revoke what the registry has allowed. So a response counts only if it is one
+//! of a registry: content has the headers of a registry, and a refusal has a challenge or a list of errors. A token proves
+//! nothing: token services issue tokens without the requested access (token authentication specification, "Requesting a
+//! Token").
 
-use std::sync::Arc;
-
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use ureq::http::{HeaderMap, header};
 
 use super::registry::Registry;
-use super::session::{Answer, Ask, Method};
-use crate::oci::{MediaType, Repository};
-use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
-use crate::upstream::response::{content_digest, is_complete, is_web_page, range_of, text};
-use crate::upstream::{DECIDED, Wanted};
+use super::session::{Answer, Ask, Method, Redirects};
+use crate::oci::{Digest, MediaType, Repository};
+use crate::upstream::error::UpstreamError;
+use crate::upstream::response::{
+    ERROR_BODY_BYTES_MAX, content_digest, content_range, is_complete, is_registry_error, range_of,
+    read_body, status_error, text, texts,
+};
+use crate::upstream::{DECIDED, Permission, Wanted};
 
 /// The shortest page of a tag list. One of no tags could be answered without a look at the repository.
 const SHORTEST_TAG_LIST: &str = "tags/list?n=1";
+/// The largest page that is read. Some registries ignore `n`.
+const TAG_LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 impl Registry {
-    /// Asks whether `wanted` may be pulled from a repository. If the registry does not have it, the repository may be
-    /// pulled nevertheless, which the tag list shows; a blob must be there.
+    /// Asks whether `wanted` may be pulled from a repository.
     ///
     /// # Errors
     /// [`UpstreamError`]: it may not, or the registry does not say. [`UpstreamError::is_not_found`] if the registry has no
@@ -29,71 +35,104 @@ impl Registry {
         &self,
         repository: &Repository,
         wanted: &Wanted,
-    ) -> Result<(), UpstreamError> {
-        let is_silent =
-            |error: &UpstreamError| error.is_certainly_not_found() || error.is_unsupported();
-        match self.ask_for(repository, wanted) {
-            Err(refused) if matches!(wanted, Wanted::Manifest(_)) && is_silent(&refused) => {
-                match self.ask_for(repository, &Wanted::Lists) {
-                    Err(error) if !is_silent(&error) => Err(error),
-                    listed => listed.map_err(|_| refused),
-                }
-            }
-            asked => asked,
-        }
-    }
-
-    fn ask_for(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
-        let head = |rest: &str, accept| self.metadata(Method::Head, repository, rest, accept);
+    ) -> Result<Permission, UpstreamError> {
         let get = |rest: &str| self.metadata(Method::Get, repository, rest, None);
         match wanted {
             Wanted::Manifest(reference) => {
-                let ask =
-                    head(&format!("manifests/{reference}"), Some(MediaType::ACCEPTED_MANIFESTS));
-                self.accepted(self.ask(&ask)?, is_manifest)
+                let rest = format!("manifests/{reference}");
+                let accept = Some(MediaType::ACCEPTED_MANIFESTS);
+                let head = self.metadata(Method::Head, repository, &rest, accept);
+                let answer = self.ask(&head)?;
+                // The body of a refusal shows whether it comes from a registry, and some registries refuse HEAD.
+                let answer = match is_refusal(&answer) {
+                    true => self.ask(&Ask { method: Method::Get, ..head })?,
+                    false => answer,
+                };
+                self.judge(answer, is_manifest)
             }
             Wanted::Blob(digest) => {
                 let rest = format!("blobs/{digest}");
-                let answer = self.ask(&head(&rest, None))?;
-                // The targets of redirects are often signed for GET only.
-                if answer.refuses_head() {
-                    let ask = Ask { range: range_of(0, Some(1)), ..get(&rest) };
-                    return self.accepted(self.ask(&ask)?, |headers| !is_web_page(headers));
-                }
-                self.accepted(answer, |headers| !is_web_page(headers))
+                let answer = self.ask(&self.metadata(Method::Head, repository, &rest, None))?;
+                let is_shown = is_complete(answer.response.status().as_u16())
+                    && is_blob(answer.response.headers(), digest);
+                let answer = match is_shown {
+                    true => answer,
+                    // Object stores, to which registries redirect, have no headers of a registry and often no HEAD.
+                    false => self.ask(&Ask { range: range_of(0, Some(1)), ..get(&rest) })?,
+                };
+                self.judge(answer, |headers| is_blob(headers, digest) || is_first_byte(headers))
             }
-            Wanted::Lists => self.accepted(self.ask(&get(SHORTEST_TAG_LIST))?, is_json),
+            Wanted::Lists => {
+                let ask = Ask { redirects: Redirects::SameOrigin, ..get(SHORTEST_TAG_LIST) };
+                let answer = self.ask(&ask)?;
+                if !is_complete(answer.response.status().as_u16()) {
+                    return self.judge(answer, |_| false);
+                }
+                let request = std::sync::Arc::clone(&answer.request);
+                let is_decision = self.is_decision(answer.response.headers());
+                let body = read_body(answer.response, TAG_LIST_BYTES_MAX, &request)?;
+                match is_decision && is_tag_list(&body) {
+                    true => Ok(self.permission()),
+                    false => Err(UpstreamError::bad_answer(&request, NO_DECISION)),
+                }
+            }
         }
     }
 
     /// # Errors
-    /// [`UpstreamError`] unless the response has content, and comes from a registry, or from a Larder that has asked one.
-    fn accepted(
+    /// [`UpstreamError`] unless the response has content, and comes from a registry.
+    fn judge(
         &self,
         answer: Answer,
-        is_of_registry: impl Fn(&HeaderMap) -> bool,
-    ) -> Result<(), UpstreamError> {
-        let headers = answer.response.headers();
-        // Any other Larder lets everyone pull who may use it.
-        let is_decision = !(self.is_for_client && self.larder.is_some())
-            || text(headers, DECIDED.0) == Some(DECIDED.1);
-        let other = || {
-            let reason = "it is not the decision of a registry";
-            Err(UpstreamError::bad_answer(&answer.request, reason))
-        };
-        match answer.response.status().as_u16() {
-            status if is_complete(status) || status == 206 => {
-                if is_of_registry(headers) && is_decision { Ok(()) } else { other() }
-            }
-            400..=428 if !is_decision => other(),
-            405 | 501 => {
-                let request = Arc::clone(&answer.request);
-                Err(UpstreamError::new(request, UpstreamErrorKind::Unsupported))
-            }
-            _ if self.is_for_client => Err(answer.failure()),
-            _ => Err(self.error(answer.failure())),
+        is_content: impl Fn(&HeaderMap) -> bool,
+    ) -> Result<Permission, UpstreamError> {
+        let status = answer.response.status().as_u16();
+        let headers = answer.response.headers().clone();
+        let request = std::sync::Arc::clone(&answer.request);
+        let no_decision = || Err(UpstreamError::bad_answer(&request, NO_DECISION));
+        if is_complete(status) || status == 206 {
+            return match is_content(&headers) && self.is_decision(&headers) {
+                true if self.opens_with_certificate && !self.session.has_presented_login() => {
+                    Err(UpstreamError::bad_answer(&request, CERTIFICATE_DECIDES))
+                }
+                true => Ok(self.permission()),
+                false => no_decision(),
+            };
+        }
+        let failure = answer.failure();
+        if !failure.is_denied() && !failure.is_certainly_not_found() {
+            return Err(failure);
+        }
+        let has_challenge = texts(&headers, header::WWW_AUTHENTICATE).next().is_some();
+        let body = read_body(answer.response, ERROR_BODY_BYTES_MAX, &request).unwrap_or_default();
+        let is_of_registry = (status == 401 && has_challenge) || is_registry_error(&headers, &body);
+        match is_of_registry && self.is_decision(&headers) {
+            true if self.is_for_client => Err(status_error(status, &headers, &request)),
+            true => Err(self.error(failure)),
+            false => no_decision(),
         }
     }
+
+    /// Whether a response is a decision about the client: those of a Larder that lets everyone in are not.
+    fn is_decision(&self, headers: &HeaderMap) -> bool {
+        !(self.is_for_client && self.larder.is_some())
+            || text(headers, DECIDED.0) == Some(DECIDED.1)
+    }
+
+    fn permission(&self) -> Permission {
+        Permission { was_demanded: self.session.has_presented_login() }
+    }
+}
+
+/// Why a response does not count.
+const NO_DECISION: &str = "it is not the decision of a registry";
+
+const CERTIFICATE_DECIDES: &str = "the registry demands no login of a client, perhaps because of Larder's own certificate (tls.cert)";
+
+/// Whether a response to HEAD has to be confirmed by one to GET.
+fn is_refusal(answer: &Answer) -> bool {
+    let status = answer.response.status().as_u16();
+    matches!(status, 401 | 403 | 404 | 410) || answer.refuses_head()
 }
 
 fn is_manifest(headers: &HeaderMap) -> bool {
@@ -101,7 +140,21 @@ fn is_manifest(headers: &HeaderMap) -> bool {
     content_digest(headers).is_some() || media_type.as_ref().is_some_and(MediaType::is_manifest)
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
-    let content_type = text(headers, header::CONTENT_TYPE).unwrap_or_default();
-    content_type.to_ascii_lowercase().contains("json")
+fn is_blob(headers: &HeaderMap, digest: &Digest) -> bool {
+    content_digest(headers).as_ref() == Some(digest)
+}
+
+fn is_first_byte(headers: &HeaderMap) -> bool {
+    content_range(headers).is_some_and(|range| range.start == 0 && range.end == 1)
+}
+
+fn is_tag_list(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct TagList {
+        #[serde(rename = "name")]
+        _name: String,
+        #[serde(rename = "tags")]
+        _tags: Option<Vec<IgnoredAny>>,
+    }
+    serde_json::from_slice::<TagList>(body).is_ok()
 }

@@ -23,7 +23,8 @@ use crate::upstream::response::{
     copy_body, is_complete, is_web_page, range_of, text,
 };
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source, Wanted,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Permission, Source,
+    Wanted,
 };
 use crate::via;
 
@@ -96,6 +97,8 @@ pub(in crate::upstream) struct Registry {
     pub(super) larder: Option<LarderEndpoint>,
     /// Whether it has the login of a client.
     pub(super) is_for_client: bool,
+    /// Whether it has a client certificate besides, which is Larder's.
+    pub(super) opens_with_certificate: bool,
     timeouts: Timeouts,
 }
 
@@ -119,7 +122,8 @@ impl Registry {
     ) -> Registry {
         let registry = Registry::listed(upstream, endpoint, timeouts, foreign);
         let session = registry.session.with_silent_refusals();
-        Registry { session, is_for_client: true, ..registry }
+        let opens_with_certificate = endpoint.tls.identity.is_some();
+        Registry { session, is_for_client: true, opens_with_certificate, ..registry }
     }
 
     /// As [`Registry::listed`], with what is known about the Larder at the endpoint.
@@ -133,7 +137,7 @@ impl Registry {
         let is_larder = endpoint.kind != EndpointKind::Registry;
         let larder = is_larder.then(|| LarderEndpoint::new(upstream, endpoint.kind, acquaintance));
         let session = Session::listed(upstream, endpoint, timeouts, foreign);
-        Registry { session, larder, is_for_client: false, timeouts }
+        Registry { session, larder, is_for_client: false, opens_with_certificate: false, timeouts }
     }
 
     /// A registry that a client named and that is not in the configuration: https and public addresses only.
@@ -144,7 +148,13 @@ impl Registry {
         ports: UnlistedPorts,
     ) -> Registry {
         let session = Session::unlisted(upstream, timeouts, foreign, ports);
-        Registry { session, larder: None, is_for_client: false, timeouts }
+        Registry {
+            session,
+            larder: None,
+            is_for_client: false,
+            opens_with_certificate: false,
+            timeouts,
+        }
     }
 
     pub(super) fn metadata<'a>(
@@ -288,7 +298,11 @@ impl Source for Registry {
         })
     }
 
-    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+    fn ask_to_pull(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+    ) -> Result<Permission, UpstreamError> {
         self.ask_whether(repository, wanted)
     }
 

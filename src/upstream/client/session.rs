@@ -61,6 +61,8 @@ pub(super) struct Session {
     /// Whether the endpoint refused a token, offered Basic in addition to Bearer, and accepted the password.
     prefers_basic: AtomicBool,
     refusals: Refusals,
+    /// Whether it has presented a login, to the endpoint or its token service.
+    presented_login: AtomicBool,
     tokens: Tokens,
     quota: Quota,
     /// Hosts to which the endpoint redirects and that limit the rate, with the end of their wait. Locked for a lookup or
@@ -247,6 +249,7 @@ impl Session {
             wants_basic: AtomicBool::new(false),
             prefers_basic: AtomicBool::new(false),
             refusals: Refusals::default(),
+            presented_login: AtomicBool::new(false),
             tokens: Tokens::default(),
             quota: Quota::default(),
             limited: Mutex::default(),

@@ -18,7 +18,7 @@ use crate::upstream::network::ProxySettings;
 use crate::upstream::object_store::{ObjectStore, ObjectStoreSettings};
 use crate::upstream::response::copy_body;
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, List, Origin, Source, Wanted,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, Origin, Permission, Source, Wanted,
 };
 
 /// What only the registry itself knows, for messages.
@@ -243,7 +243,7 @@ impl Source for BucketOrigin {
         Err(self.absent(TAGS))
     }
 
-    fn ask_to_pull(&self, _: &Repository, _: &Wanted) -> Result<(), UpstreamError> {
+    fn ask_to_pull(&self, _: &Repository, _: &Wanted) -> Result<Permission, UpstreamError> {
         Err(self.absent(PERMISSIONS))
     }
 

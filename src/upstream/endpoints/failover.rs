@@ -24,7 +24,8 @@ use crate::oci::{Digest, Manifest, Reference, Repository, Tag, Upstream};
 use crate::upstream::client::{EndpointKind, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::{
-    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Source, Wanted,
+    BlobAsk, BlobBody, Confirmation, DocumentSink, List, ManifestHead, Origin, Permission, Source,
+    Wanted,
 };
 use crate::via;
 
@@ -296,7 +297,11 @@ impl Failover {
 
     /// Asks the registry, its mirrors and the parents whether a repository has something. What the bucket and peers have does
     /// not depend on the repository.
-    fn ask_whether(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+    fn ask_whether(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+    ) -> Result<Permission, UpstreamError> {
         let own = self.endpoints.iter();
         let own = own.map(|each| (!each.is_bucket()).then(|| Arc::clone(each)));
         let route: Vec<_> = std::iter::repeat_n(None, self.first_own()).chain(own).collect();
@@ -378,7 +383,11 @@ impl Source for Failover {
         })
     }
 
-    fn ask_to_pull(&self, repository: &Repository, wanted: &Wanted) -> Result<(), UpstreamError> {
+    fn ask_to_pull(
+        &self,
+        repository: &Repository,
+        wanted: &Wanted,
+    ) -> Result<Permission, UpstreamError> {
         if self.deciders.is_empty() {
             return self.ask_whether(repository, wanted);
         }

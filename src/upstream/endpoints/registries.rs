@@ -99,19 +99,23 @@ struct Listed {
     health_of_parents: Vec<Arc<Mutex<Health>>>,
 }
 
-impl Listed {
-    /// The endpoint that is the registry itself, which clients have logins for: the one with its address, or else the last
-    /// one that is no Larder.
-    fn itself(&self) -> Option<usize> {
-        let endpoints = self.settings.endpoints.iter().enumerate();
-        let registries = endpoints.filter(|(_, each)| each.kind == EndpointKind::Registry);
+impl RegistrySettings {
+    /// The endpoint that is the registry itself, which clients have logins for: the only one that is no Larder, or else the
+    /// one with the registry's address. `None` if that is not clear: passwords are not sent by guess.
+    pub fn itself(&self) -> Option<usize> {
+        let endpoints = self.endpoints.iter().enumerate();
+        let registries: Vec<(usize, &EndpointSettings)> =
+            endpoints.filter(|(_, each)| each.kind == EndpointKind::Registry).collect();
         let has_its_address = |each: &EndpointSettings| {
-            let scheme = each.endpoint.scheme;
-            each.endpoint.authority == Endpoint::of(&self.settings.upstream, scheme).authority
+            let itself = Endpoint::of(&self.upstream, each.endpoint.scheme).authority;
+            let [one, other] =
+                [&each.endpoint.authority, &itself].map(|text| text.parse::<Upstream>());
+            one.is_ok_and(|one| other.is_ok_and(|other| one == other))
         };
-        let mut candidates: Vec<(usize, &EndpointSettings)> = registries.collect();
-        candidates.sort_by_key(|(_, each)| has_its_address(each));
-        candidates.last().map(|(at, _)| *at)
+        match registries[..] {
+            [(at, _)] => Some(at),
+            _ => registries.into_iter().find(|(_, each)| has_its_address(each)).map(|(at, _)| at),
+        }
     }
 }
 
@@ -438,8 +442,10 @@ impl Sources for Registries {
             GuardedEndpoint::with_health(Box::new(registry), Arc::clone(health))
         };
         let endpoints = &listed.settings.endpoints;
-        let itself =
-            listed.itself().map(|at| (at, with_login(&endpoints[at], &listed.health_for_clients)));
+        let itself = listed
+            .settings
+            .itself()
+            .map(|at| (at, with_login(&endpoints[at], &listed.health_for_clients)));
         let deciding = table.parents.iter().enumerate().filter(|(_, parent)| parent.decides);
         let parents: Vec<_> = deciding
             .zip(&listed.health_of_parents)
@@ -451,11 +457,19 @@ impl Sources for Registries {
         Ok(Arc::new(listed.failover.with_login(itself, parents)))
     }
 
+    fn asks_others(&self, upstream: &Upstream) -> bool {
+        let table = self.table();
+        let listed = table.listed.get(upstream).map(|listed| listed.settings.endpoints.iter());
+        let has_larders =
+            listed.is_some_and(|mut all| all.any(|each| each.kind != EndpointKind::Registry));
+        has_larders || table.bucket.is_some() || table.peers.is_some() || !table.parents.is_empty()
+    }
+
     fn has_credentials(&self, name: &ImageName) -> bool {
         let table = self.table();
         let listed = table.listed.get(&name.upstream);
         listed
-            .and_then(|listed| listed.itself().map(|at| &listed.settings.endpoints[at]))
+            .and_then(|listed| listed.settings.itself().map(|at| &listed.settings.endpoints[at]))
             .is_some_and(|itself| itself.credentials.cover(&name.repository))
     }
 

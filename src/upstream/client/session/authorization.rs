@@ -298,7 +298,16 @@ impl Session {
             return Ok(None);
         }
         let login = self.logins.login(repository, Moment::now());
-        login.map_err(|error| self.no_login(repository, request, error))
+        let login = login.map_err(|error| self.no_login(repository, request, error))?;
+        if login.is_some() {
+            self.presented_login.store(true, Ordering::Relaxed);
+        }
+        Ok(login)
+    }
+
+    /// Whether a login was demanded and presented.
+    pub(in crate::upstream::client) fn has_presented_login(&self) -> bool {
+        self.presented_login.load(Ordering::Relaxed)
     }
 
     fn no_login(
