@@ -17,6 +17,9 @@ use crate::users::{CheckWait, Users, Verdict};
 /// address.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What clients without credentials are told.
+pub(super) const REQUIRED: &str = "this registry requires a user and a password";
+
 /// Handles a request if it is from one of `users`.
 pub(super) fn answer(
     handlers: &Arc<Handlers>,
@@ -25,7 +28,7 @@ pub(super) fn answer(
     context: &Context<'_>,
 ) -> Step {
     let Some((user, password)) = request.header("authorization").and_then(credentials) else {
-        return Step::Reply(status::login("this registry requires a user and a password"));
+        return Step::Reply(status::login(REQUIRED));
     };
     match users.check(request.client_address(), &user, &password) {
         Verdict::Known(verdict) => admit(handlers, users, &user, verdict, request, context),
@@ -49,7 +52,7 @@ fn admit(
     match verdict {
         true => {
             request.set_user(user);
-            handlers.answer(Some(users), request, context)
+            handlers.answer(Some(users), true, request, context)
         }
         false => Step::Reply(status::login("the user or the password is wrong")),
     }

@@ -155,7 +155,10 @@ impl Handler for Api {
             Some(users) if !self.handlers.is_for_registry(request) => {
                 login::answer(&self.handlers, &users, request, context)
             }
-            users => self.handlers.answer(users.as_deref(), request, context),
+            users => {
+                let is_admitted = users.is_none();
+                self.handlers.answer(users.as_deref(), is_admitted, request, context)
+            }
         }
     }
 
@@ -184,10 +187,12 @@ impl Handlers {
         }
     }
 
-    /// Handles a request whose client may use this server. `users` are those that it has.
+    /// Handles a request. `users` are those of this server, and `is_admitted` is whether the client may use it; otherwise it
+    /// gets only what a registry lets it pull.
     fn answer(
         self: &Arc<Self>,
         users: Option<&Users>,
+        is_admitted: bool,
         request: &Request,
         context: &Context<'_>,
     ) -> Step {
@@ -209,6 +214,8 @@ impl Handlers {
                 let checked = access::Checked { route, addressing };
                 access::answer(self, users, checked, request, context)
             }
+            // The configuration has changed since the users were skipped.
+            PullAccess::Server if !is_admitted => Step::Reply(status::login(login::REQUIRED)),
             PullAccess::Server => {
                 let cache = self.cache.for_client(request.client_address());
                 self.answer_content(cache, PullAccess::Server, route, addressing, request, context)

@@ -400,16 +400,13 @@ impl Prefetcher {
 
     /// Fetches a blob in the background unless it is in the store.
     pub(super) fn fetch_if_missing(&self, name: &ImageName, blob: &Descriptor) {
-        match self.core.store.blob(&blob.digest, blob.known_size()) {
-            None => {
-                self.blobs.fetch_in_background(name, &blob.digest, blob.known_size(), None);
-            }
-            Some(_) => self.blobs.prove_link_later(name, &blob.digest),
+        if self.core.store.blob(&blob.digest, blob.known_size()).is_some() {
+            return self.blobs.prove_link_later(name, &blob.digest);
         }
+        self.blobs.fetch_in_background(name, &blob.digest, blob.known_size(), None);
     }
 
-    /// Fetches the manifests that refer to a manifest, directly or through others: with the referrers API, and by
-    /// the tags that tools use without it. Blocks. Referrers that cannot be fetched are skipped.
+    /// As [`Cache::fetch_referrers`](super::Cache::fetch_referrers).
     pub(super) fn fetch_referrers(&self, name: &ImageName, digest: &Digest) -> Vec<Digest> {
         let mut found = Vec::new();
         self.collect_referrers(name, digest, 0, &mut found);

@@ -1,5 +1,6 @@
 //! Errors of requests to a registry.
 
+mod refusals;
 mod tls_reason;
 
 use std::fmt;
@@ -173,18 +174,6 @@ impl UpstreamError {
         matches!(self.kind, UpstreamErrorKind::NoRanges)
     }
 
-    /// Whether the server refused the request with a status: perhaps it limits the number of connections.
-    pub fn is_refusal(&self) -> bool {
-        matches!(
-            self.kind,
-            UpstreamErrorKind::RateLimited { .. }
-                | UpstreamErrorKind::Denied { .. }
-                | UpstreamErrorKind::OutOfService
-                | UpstreamErrorKind::Status { .. }
-                | UpstreamErrorKind::ObjectStore { .. }
-        )
-    }
-
     /// Whether an object store says that what it received does not have the hash that was announced.
     pub fn is_about_content(&self) -> bool {
         let codes = ["BadDigest", "XAmzContentSHA256Mismatch", "InvalidDigest"];
@@ -200,12 +189,6 @@ impl UpstreamError {
     pub fn may_be_about_head(&self) -> bool {
         let is_slow = matches!(self.kind, UpstreamErrorKind::TimedOut { .. });
         !(self.is_about_the_registry() || self.is_rate_limit() || is_slow || self.is_no_space())
-    }
-
-    /// Whether the registry, or its token service, refuses the credentials or the access.
-    pub fn is_denied(&self) -> bool {
-        matches!(self.kind, UpstreamErrorKind::Denied { .. } | UpstreamErrorKind::Hidden)
-            && !self.is_elsewhere
     }
 
     /// Whether the response did not fit on this machine, so that another endpoint cannot help.

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use crate::cache::lock;
 use crate::oci::{Digest, Manifest};
@@ -17,23 +17,38 @@ pub(in crate::cache) struct PrivateDigests {
     /// Whether the manifests on the disk have been read. Until then every digest may be private.
     is_complete: AtomicBool,
     /// Locked for a lookup or for the digests of one manifest.
-    digests: RwLock<HashSet<Digest>>,
+    known: RwLock<Known>,
     /// Held while the disk is read.
     reading: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    digests: HashSet<Digest>,
+    /// The manifests whose digests are among them.
+    manifests: HashSet<Digest>,
 }
 
 impl PrivateDigests {
     /// Whether a digest may be private.
     pub(in crate::cache) fn may_have(&self, digest: &Digest) -> bool {
-        !self.is_complete.load(Ordering::Acquire)
-            || self.digests.read().unwrap_or_else(PoisonError::into_inner).contains(digest)
+        !self.is_complete.load(Ordering::Acquire) || self.known().digests.contains(digest)
     }
 
     /// Adds a manifest of a private repository, and what it refers to.
     pub(in crate::cache) fn add(&self, digest: Digest, manifest: &Manifest) {
-        let mut digests = self.digests.write().unwrap_or_else(PoisonError::into_inner);
-        digests.insert(digest);
-        digests.extend(manifest.descriptors().map(|descriptor| descriptor.digest));
+        if self.known().manifests.contains(&digest) {
+            return;
+        }
+        // Insertions of single digests: any part of them is valid after a panic.
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.digests.insert(digest);
+        known.digests.extend(manifest.descriptors().map(|descriptor| descriptor.digest));
+        known.manifests.insert(digest);
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the disk with `read`, which adds what it finds, unless that has been done.

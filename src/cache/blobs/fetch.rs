@@ -19,7 +19,7 @@ use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, Upstream, blob_path};
 use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
 use crate::units::plural;
-use crate::upstream::{EndpointFailures, Source, UpstreamError};
+use crate::upstream::{Source, UpstreamError};
 
 /// The maximum size of a blob whose size the registry does not report. Hardly any layer is larger, and registries
 /// report the size of such layers.
@@ -253,36 +253,6 @@ impl BlobCache {
         let policy = self.connection_policy(upstream);
         Some(Arc::new(Transfer::new(partial, expected, policy, published.unwrap_or_default())))
     }
-
-    /// The failures of each endpoint in earlier downloads of this blob.
-    pub(super) fn endpoint_failures(&self, name: &ImageName, digest: &Digest) -> EndpointFailures {
-        let key = (name.upstream.clone(), *digest);
-        lock(&self.wrong).get(&key).map(|blob| blob.endpoint_failures.clone()).unwrap_or_default()
-    }
-
-    /// Records which endpoints sent wrong content, so that they are tried last the next time.
-    pub(super) fn note_wrong(&self, key: &BlobKey, endpoint_failures: EndpointFailures) {
-        let mut wrong = lock(&self.wrong);
-        // If there is an entry, this was the second attempt, whether a client or the cache started it.
-        let is_tried_again = wrong.get(key).is_some();
-        wrong.insert(key.clone(), WrongBlob { endpoint_failures, is_tried_again });
-    }
-
-    /// Whether a blob with wrong content should be fetched once more without a client. Returns `true` once.
-    pub(super) fn should_try_again(&self, key: &BlobKey) -> bool {
-        let mut wrong = lock(&self.wrong);
-        match wrong.get(key) {
-            Some(blob) if !blob.is_tried_again => {
-                let blob = WrongBlob {
-                    endpoint_failures: blob.endpoint_failures.clone(),
-                    is_tried_again: true,
-                };
-                wrong.insert(key.clone(), blob);
-                true
-            }
-            _ => false,
-        }
-    }
 }
 
 /// Receives the missing bytes. Those of a large blob are hashed meanwhile.
@@ -291,13 +261,6 @@ fn run(download: &mut Download<'_, ToStore<'_>>) -> Result<(), CacheError> {
         Some(transfer) => transfer.hash_during(|| download.run()),
         None => download.run(),
     }
-}
-
-/// What is remembered of a blob with wrong content.
-pub(super) struct WrongBlob {
-    endpoint_failures: EndpointFailures,
-    /// Whether it was fetched again since then.
-    is_tried_again: bool,
 }
 
 /// Writes to the store and makes the bytes available to the followers of the flight.

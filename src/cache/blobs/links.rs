@@ -20,6 +20,7 @@
 //! * *A private manifest is cached after another repository was found to contain one of its blobs by a manifest.* That proof is
 //!   not kept: the next request needs a better one.
 
+use std::io;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -185,22 +186,23 @@ impl BlobCache {
     fn read_private_manifests(&self) -> Result<(), CacheError> {
         let private = &self.core.private;
         private.complete(|| {
-            let access = self.core.settings();
-            let mut failed = None;
-            let walked = self.core.store.each_repository(&mut |name| {
-                if access.access.of(name) == PullAccess::Client {
-                    for digest in self.core.store.manifests(name) {
-                        match self.manifests.parsed(name, &digest) {
-                            Some(manifest) => private.add(digest, &manifest),
-                            None => failed = Some(digest),
+            let settings = self.core.settings();
+            let policy = &settings.access;
+            let mut add = |name: &ImageName| {
+                if policy.of(name) == PullAccess::Client {
+                    let found = self.core.store.find_manifests(name);
+                    for digest in found.map_err(io::Error::other)? {
+                        // One that cannot be read is not served either.
+                        if let Some(manifest) = self.manifests.parsed(name, &digest) {
+                            private.add(digest, &manifest);
                         }
                     }
                 }
                 Ok(())
-            });
-            if let Some(digest) = failed {
-                log::debug!(digest:% = digest; "a manifest of a private repository cannot be read; it is not served either");
-            }
+            };
+            let mut registries = policy.by_upstream.keys();
+            let walked = registries
+                .try_for_each(|upstream| self.core.store.each_repository_of(upstream, &mut add));
             walked.map_err(|error| CacheError::from(StoreError::scan(error)))
         })
     }

@@ -16,6 +16,7 @@ mod progress_log;
 mod retry;
 mod transfer;
 mod wait;
+mod wrong;
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -105,7 +106,7 @@ pub(super) struct BlobCache {
     /// Sizes of blobs that this process verified. Locked for a lookup or an insertion only, as are the tables below.
     verified_sizes: Mutex<BoundedCache<Digest, u64>>,
     /// Blobs that had the wrong content, and the failures of each endpoint with them.
-    wrong: Mutex<BoundedCache<BlobKey, fetch::WrongBlob>>,
+    wrong: Mutex<BoundedCache<BlobKey, wrong::WrongBlob>>,
     /// Registries that refuse additional connections, and until when.
     refusing: Mutex<BoundedCache<Upstream, Instant>>,
     /// Downloads that wait for a fetcher in the background, so that each is queued once.

@@ -21,6 +21,19 @@ impl Store {
         self.walk_repositories(Unknown::Skip, visit)
     }
 
+    /// As [`Store::each_repository`], for one registry, and without missing a repository.
+    ///
+    /// # Errors
+    /// The first directory that cannot be read, or the first error of `visit`.
+    pub fn each_repository_of(
+        &self,
+        upstream: &Upstream,
+        visit: &mut dyn FnMut(&ImageName) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let directory = self.inner.layout.refs().join(upstream.as_str());
+        self.walk_below(&directory, upstream, "", Unknown::Ignore, visit)
+    }
+
     /// Like [`Store::each_repository`], for removals, which must not miss any repository.
     ///
     /// # Errors
@@ -93,6 +106,7 @@ impl Store {
     fn sorted_names(&self, directory: &Path, unknown: Unknown) -> io::Result<Vec<String>> {
         let mut names = match unknown {
             Unknown::Skip => self.find_names_in(directory).unwrap_or_default(),
+            Unknown::Ignore => self.find_names_in(directory).map_err(io::Error::other)?,
             Unknown::Refuse => self.inner.list_strict(directory)?,
         };
         names.sort();
@@ -105,6 +119,8 @@ impl Store {
 enum Unknown {
     /// It skips them.
     Skip,
+    /// It skips unknown names, and stops at unreadable directories.
+    Ignore,
     /// It stops with an error.
     Refuse,
 }
@@ -112,7 +128,7 @@ enum Unknown {
 impl Unknown {
     fn refuse(self, path: &Path) -> io::Result<()> {
         match self {
-            Unknown::Skip => Ok(()),
+            Unknown::Skip | Unknown::Ignore => Ok(()),
             Unknown::Refuse => Err(foreign_entry(path)),
         }
     }

@@ -6,14 +6,17 @@
 //! nothing: token services issue tokens without the requested access (token authentication specification, "Requesting a
 //! Token").
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use ureq::http::{HeaderMap, header};
 
-use super::registry::Registry;
+use super::registry::{EndpointSettings, Registry};
 use super::session::{Answer, Ask, Method, Redirects};
-use crate::oci::{Digest, MediaType, Repository};
+use crate::oci::{Digest, MediaType, Repository, Upstream};
 use crate::upstream::error::UpstreamError;
+use crate::upstream::network::{ForeignAgents, Timeouts};
 use crate::upstream::response::{
     ERROR_BODY_BYTES_MAX, content_digest, content_range, is_complete, is_registry_error, range_of,
     read_body, status_error, text, texts,
@@ -26,6 +29,19 @@ const SHORTEST_TAG_LIST: &str = "tags/list?n=1";
 const TAG_LIST_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 impl Registry {
+    /// An endpoint with a client's login, whose refusal is not worth a line in the log.
+    pub(in crate::upstream) fn of_client(
+        upstream: &Upstream,
+        endpoint: &EndpointSettings,
+        timeouts: Timeouts,
+        foreign: Arc<ForeignAgents>,
+    ) -> Registry {
+        let registry = Registry::listed(upstream, endpoint, timeouts, foreign);
+        let session = registry.session.with_silent_refusals();
+        let opens_with_certificate = endpoint.tls.identity.is_some();
+        Registry { session, is_for_client: true, opens_with_certificate, ..registry }
+    }
+
     /// Asks whether `wanted` may be pulled from a repository.
     ///
     /// # Errors
@@ -68,7 +84,7 @@ impl Registry {
                 if !is_complete(answer.response.status().as_u16()) {
                     return self.judge(answer, |_| false);
                 }
-                let request = std::sync::Arc::clone(&answer.request);
+                let request = Arc::clone(&answer.request);
                 let is_decision = self.is_decision(answer.response.headers());
                 let body = read_body(answer.response, TAG_LIST_BYTES_MAX, &request)?;
                 match is_decision && is_tag_list(&body) {
@@ -88,7 +104,7 @@ impl Registry {
     ) -> Result<Permission, UpstreamError> {
         let status = answer.response.status().as_u16();
         let headers = answer.response.headers().clone();
-        let request = std::sync::Arc::clone(&answer.request);
+        let request = Arc::clone(&answer.request);
         let no_decision = || Err(UpstreamError::bad_answer(&request, NO_DECISION));
         if is_complete(status) || status == 206 {
             return match is_content(&headers) && self.is_decision(&headers) {

@@ -99,7 +99,7 @@ pub(in crate::upstream) struct Registry {
     pub(super) is_for_client: bool,
     /// Whether it has a client certificate besides, which is Larder's.
     pub(super) opens_with_certificate: bool,
-    timeouts: Timeouts,
+    pub(super) timeouts: Timeouts,
 }
 
 impl Registry {
@@ -111,19 +111,6 @@ impl Registry {
         foreign: Arc<ForeignAgents>,
     ) -> Registry {
         Registry::acquainted(upstream, endpoint, timeouts, foreign, Arc::default())
-    }
-
-    /// An endpoint with a client's login, whose refusal is not worth a line in the log.
-    pub(in crate::upstream) fn of_client(
-        upstream: &Upstream,
-        endpoint: &EndpointSettings,
-        timeouts: Timeouts,
-        foreign: Arc<ForeignAgents>,
-    ) -> Registry {
-        let registry = Registry::listed(upstream, endpoint, timeouts, foreign);
-        let session = registry.session.with_silent_refusals();
-        let opens_with_certificate = endpoint.tls.identity.is_some();
-        Registry { session, is_for_client: true, opens_with_certificate, ..registry }
     }
 
     /// As [`Registry::listed`], with what is known about the Larder at the endpoint.

@@ -31,18 +31,18 @@ use crate::via;
 
 /// The endpoints of a registry, in the order in which they are tried.
 pub(super) struct Failover {
-    upstream: Upstream,
-    endpoints: Vec<Arc<GuardedEndpoint>>,
+    pub(super) upstream: Upstream,
+    pub(super) endpoints: Vec<Arc<GuardedEndpoint>>,
     /// How many of them are not the registry's: parents, and the bucket. They come first.
-    others: usize,
+    pub(super) others: usize,
     /// Asked first, for what they are responsible for.
-    peers: Option<Arc<Peers>>,
+    pub(super) peers: Option<Arc<Peers>>,
     /// Limits the rate of blobs, over all endpoints together.
-    throttle: Option<Arc<Throttle>>,
+    pub(super) throttle: Option<Arc<Throttle>>,
     /// Whether it has ever returned content.
-    has_answered: AtomicBool,
+    pub(super) has_answered: AtomicBool,
     /// The endpoints that have a client's login and decide whether it may pull, in the order in which they are asked.
-    deciders: Vec<usize>,
+    pub(super) deciders: Vec<usize>,
 }
 
 /// The status of a registry's endpoints.
@@ -128,34 +128,6 @@ impl Failover {
         Failover { peers, ..self }
     }
 
-    /// The same endpoints, except those that decide who may pull, which get a client's login: the registry itself, and Larders
-    /// that decide for it. Positions of the former are among its own endpoints, those of the latter among all of them. They
-    /// are asked in this order.
-    pub(super) fn with_login(
-        &self,
-        itself: Option<(usize, GuardedEndpoint)>,
-        parents: Vec<(usize, GuardedEndpoint)>,
-    ) -> Failover {
-        let itself = itself.map(|(at, endpoint)| (self.others + at, endpoint));
-        let mut endpoints = self.endpoints.clone();
-        let mut deciders = Vec::new();
-        for (at, endpoint) in itself.into_iter().chain(parents) {
-            if let Some(place) = endpoints.get_mut(at) {
-                *place = Arc::new(endpoint);
-                deciders.push(at);
-            }
-        }
-        Failover {
-            upstream: self.upstream.clone(),
-            endpoints,
-            others: self.others,
-            peers: self.peers.clone(),
-            throttle: self.throttle.clone(),
-            has_answered: AtomicBool::new(false),
-            deciders,
-        }
-    }
-
     /// The endpoints for some content: first those of the responsible peers, then its own. The positions do not depend on
     /// how many peers there are.
     fn route(&self, content: &str) -> Vec<Option<Arc<GuardedEndpoint>>> {
@@ -173,7 +145,7 @@ impl Failover {
     }
 
     /// The position of the first endpoint of its own.
-    fn first_own(&self) -> usize {
+    pub(super) fn first_own(&self) -> usize {
         if self.peers.is_some() { PEERS_ASKED } else { 0 }
     }
 
@@ -248,7 +220,7 @@ impl Failover {
         index >= self.first_own() + self.others
     }
 
-    fn ask_in<T>(
+    pub(super) fn ask_in<T>(
         &self,
         route: &[Option<Arc<GuardedEndpoint>>],
         order: &[usize],
@@ -295,23 +267,7 @@ impl Failover {
         Err(failure.map_or_else(|| self.no_endpoint(), |(_, error)| error))
     }
 
-    /// Asks the registry, its mirrors and the parents whether a repository has something. What the bucket and peers have does
-    /// not depend on the repository.
-    fn ask_whether(
-        &self,
-        repository: &Repository,
-        wanted: &Wanted,
-    ) -> Result<Permission, UpstreamError> {
-        let own = self.endpoints.iter();
-        let own = own.map(|each| (!each.is_bucket()).then(|| Arc::clone(each)));
-        let route: Vec<_> = std::iter::repeat_n(None, self.first_own()).chain(own).collect();
-        let order: Vec<usize> = (0..route.len()).collect();
-        self.ask_in(&route, &order, RateLimits::Ignore, |_, origin| {
-            origin.ask_to_pull(repository, wanted)
-        })
-    }
-
-    fn no_endpoint(&self) -> UpstreamError {
+    pub(super) fn no_endpoint(&self) -> UpstreamError {
         let reason = "it has no endpoints".into();
         UpstreamError::new(self.upstream.as_str(), UpstreamErrorKind::NotAllowed { reason })
     }
@@ -388,23 +344,10 @@ impl Source for Failover {
         repository: &Repository,
         wanted: &Wanted,
     ) -> Result<Permission, UpstreamError> {
-        if self.deciders.is_empty() {
-            return self.ask_whether(repository, wanted);
+        match self.deciders.is_empty() {
+            true => self.ask_whether(repository, wanted),
+            false => self.decide(repository, wanted),
         }
-        let mut failure = None;
-        for endpoint in self.deciders.iter().map(|at| &self.endpoints[*at]) {
-            let asked = endpoint.ask(&self.upstream, RateLimits::Ignore, |origin| {
-                origin.ask_to_pull(repository, wanted)
-            });
-            match asked {
-                // A refusal is final, whoever else could be asked.
-                Err(error) if !(error.is_denied() || error.is_certainly_not_found()) => {
-                    failure.get_or_insert(error);
-                }
-                decided => return decided,
-            }
-        }
-        Err(failure.unwrap_or_else(|| self.no_endpoint()))
     }
 
     fn manifest(

@@ -3,6 +3,7 @@
 mod breaker;
 mod bucket;
 mod checks;
+mod deciding;
 mod failover;
 mod guarded;
 mod peers;
