@@ -181,12 +181,11 @@ impl Check {
         let reply = status::access_refusal(error, &self.checked.route);
         let why = match error {
             AccessError::Refused { .. } => "denied",
-            AccessError::NotFound { .. } => "not-found",
+            AccessError::NotFound => "not-found",
             AccessError::TooManyGuesses { .. } => "too-many-guesses",
             AccessError::Unconfirmed(_) => "unconfirmed",
         };
-        let is_decided =
-            matches!(error, AccessError::Refused { .. } | AccessError::NotFound { .. });
+        let is_decided = matches!(error, AccessError::Refused { .. } | AccessError::NotFound);
         let reply = if is_decided { reply.header(DECIDED.0, DECIDED.1) } else { reply };
         reply.note("reason", why).note("upstream", name.upstream.as_str().to_owned())
     }

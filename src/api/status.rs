@@ -173,7 +173,7 @@ pub(super) fn access_refusal(error: &AccessError, route: &Route) -> Reply {
         AccessError::Refused { .. } => {
             login(&format!("{registry} refuses the user or the password for {}", name.repository))
         }
-        AccessError::NotFound { .. } => {
+        AccessError::NotFound => {
             let text = format!("{registry} has no such content, or hides it from this user");
             error_reply(404, unknown_code(&failure_of(route, CacheError::KnownMissing)), &text)
         }

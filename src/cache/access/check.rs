@@ -119,9 +119,7 @@ impl AccessService {
         let Check { key, wanted, .. } = check;
         let soon = self.core.settings().negative_ttl;
         let (refusal, scope) = match error.kind() {
-            _ if error.is_certainly_not_found() => {
-                (AccessError::NotFound { wanted: wanted.clone() }, Scope::Wanted)
-            }
+            _ if error.is_certainly_not_found() => (AccessError::NotFound, Scope::Wanted),
             UpstreamErrorKind::Denied { status } if error.is_denied() => {
                 (AccessError::Refused { status: *status }, scope_of_refusal(wanted))
             }

@@ -76,10 +76,7 @@ pub enum AccessError {
         status: u16,
     },
     /// The registry says that there is no such content, which may mean that the login may not know.
-    NotFound {
-        /// What the registry was asked for.
-        wanted: Wanted,
-    },
+    NotFound,
     /// Too many logins of this client address were refused.
     TooManyGuesses {
         /// The time until another one is checked.

@@ -217,11 +217,11 @@ mod tests {
         let mut verdicts = Verdicts::new();
         let refused = AccessError::Refused { status: 401 };
         verdicts.refuse(key("eve"), Scope::Repository, &blob("a"), &refused, START, MINUTE);
-        let missing = AccessError::NotFound { wanted: blob("a") };
+        let missing = AccessError::NotFound;
         verdicts.refuse(key("ann"), Scope::Wanted, &blob("a"), &missing, START, MINUTE);
         let known = |user: &str, wanted: &Wanted| verdicts.recall(&key(user), wanted, START);
         assert!(matches!(known("eve", &blob("b")), Some(Err(AccessError::Refused { .. }))));
-        assert!(matches!(known("ann", &blob("a")), Some(Err(AccessError::NotFound { .. }))));
+        assert!(matches!(known("ann", &blob("a")), Some(Err(AccessError::NotFound))));
         assert!(known("ann", &blob("b")).is_none());
         verdicts.grant(key("eve"), Scope::Repository, &blob("a"), START, MINUTE);
         let known = verdicts.recall(&key("eve"), &blob("b"), START);

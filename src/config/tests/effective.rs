@@ -53,26 +53,30 @@ negativeTtl: 0
 airGapped: true
 allow: [quay.io, 'docker.io/library/*', '/^ghcr/']
 deny: [docker.io/library/alpine]
+accessTtl: 5m
+accessOffline: 1d
+blobs: any
 events: {webhook: 'https://alerts.example.com', types: [tag-moved, damaged], tokenFile: /t, tls: {ca: /ca}}
 defaultNs: docker.io
 maxDownloads: 3
 pullTimeout: 1234
 unlistedRegistries: deny
 unlistedPorts: [443, 5000]
-parents: ['http://larder.rack:8080', {url: 'https://larder.site', kind: larder, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}]
+parents: ['http://larder.rack:8080', {url: 'https://larder.site', kind: larder, access: client, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}]
 peers: {dns: larder-peers.larder.svc, port: 8081, scheme: https, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}
 objectStore: {bucket: b, endpoint: 'https://s3.lan', region: r, prefix: a/b, addressing: virtual, accessKeyId: k, secretAccessKeyFile: /s, profile: p, tls: {ca: /ca}, readOnly: false, uploads: 2, uploadRate: 1MiB, partSize: 10MiB, maxSize: 1TB, unusedFor: 30d, sweep: never, redirect: true, redirectEndpoint: 'https://s3.example.com'}
 registries:
   - name: docker.io
     description: for people
     aliases: [hub, dockerhub]
+    access: client
     endpoints: ['http://mirror.lan:5000', {url: 'https://docker.io', auth: {user: u, passwordFile: /p}, tls: {insecureSkipVerify: true}}]
     tagTtl: always
     tags: [{pattern: 'v?', tagTtl: 1h}]
     rateLimit: 1MiB
     maxDownloads: 2
   - {name: 'a.io:5000', scheme: http, auth: {dockerConfig: /d}, tls: {ca: /ca, cert: /c, key: /k}}
-  - {name: b.io, auth: {credentialHelper: ecr-login, expiry: 1h}, repositories: [{prefix: team, auth: {credentialHelper: /x}}, {prefix: open, auth: {}}]}
+  - {name: b.io, auth: {credentialHelper: ecr-login, expiry: 1h}, repositories: [{prefix: team, auth: {credentialHelper: /x}}, {prefix: open, auth: {}, access: client}]}
   - {name: 123456789012.dkr.ecr.eu-west-1.amazonaws.com, auth: {token: {provider: ecr, providerOpts: 'profile=dev', expiry: 2h}}}
 ";
 
