@@ -71,9 +71,8 @@ impl AccessPolicy {
         let Some(registry) = self.by_upstream.get(&name.upstream) else {
             return PullAccess::Server;
         };
-        let covering = registry.parts.iter().filter(|(prefix, _)| prefix.covers(&name.repository));
-        let longest = covering.max_by_key(|(prefix, _)| prefix.len());
-        longest.map_or(registry.otherwise, |(_, access)| *access)
+        let part = RepositoryPrefix::longest(&registry.parts, &name.repository);
+        part.copied().unwrap_or(registry.otherwise)
     }
 
     /// Whether any registry decides.

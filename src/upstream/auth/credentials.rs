@@ -126,9 +126,7 @@ impl Credentials {
         match self {
             Credentials::Anonymous => false,
             Credentials::ByRepository { parts, otherwise } => {
-                let covering = parts.iter().filter(|(prefix, _)| prefix.covers(repository));
-                let longest = covering.max_by_key(|(prefix, _)| prefix.len());
-                longest.map_or(&**otherwise, |(_, credentials)| credentials).cover(repository)
+                RepositoryPrefix::longest(parts, repository).unwrap_or(otherwise).cover(repository)
             }
             _ => true,
         }
@@ -223,16 +221,24 @@ impl FromStr for HelperProgram {
 pub struct RepositoryPrefix(Repository);
 
 impl RepositoryPrefix {
+    /// The value of the longest prefix that covers a repository.
+    pub fn longest<'a, T>(
+        parts: &'a [(RepositoryPrefix, T)],
+        repository: &Repository,
+    ) -> Option<&'a T> {
+        let covering = parts.iter().filter(|(prefix, _)| prefix.covers(repository));
+        covering.max_by_key(|(prefix, _)| prefix.len()).map(|(_, value)| value)
+    }
+
     /// Whether a repository is in this part. Only complete path components match: `team-a` covers `team-a/x` but not
     /// `team-ab`.
-    pub fn covers(&self, repository: &Repository) -> bool {
+    pub(in crate::upstream) fn covers(&self, repository: &Repository) -> bool {
         let rest = repository.as_str().strip_prefix(self.0.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// The length in bytes, for finding the longest match. Not zero.
-    #[expect(clippy::len_without_is_empty, reason = "a prefix is never empty")]
-    pub fn len(&self) -> usize {
+    /// The length in bytes, for finding the longest match.
+    pub(in crate::upstream) fn len(&self) -> usize {
         self.0.as_str().len()
     }
 }
