@@ -2,6 +2,7 @@
 
 mod access;
 mod check;
+mod credential_provider;
 mod of_server;
 mod tags;
 
@@ -11,6 +12,7 @@ use argh::{ArgsInfo, FromArgs};
 
 pub use access::{Access, AccessAction, AccessForget, AccessList};
 pub use check::Check;
+pub use credential_provider::CredentialProvider;
 pub use of_server::{Peers, Sync, SyncAction, SyncNow};
 pub use tags::{Tags, TagsAccept, TagsAction, TagsList, TagsReject};
 
@@ -78,6 +80,8 @@ pub enum Command {
     Sync(Sync),
     /// Configure container clients to pull through Larder.
     HostsToml(HostsToml),
+    /// Give the kubelet tokens of service accounts as passwords for Larder.
+    CredentialProvider(CredentialProvider),
     /// Check or print the configuration.
     Config(Config),
     /// Print shell completions.
@@ -388,12 +392,16 @@ pub struct HostsToml {
     /// machine, and the configured port)
     #[argh(positional)]
     pub servers: Vec<String>,
-    /// the client: containerd (default), crio, podman, docker, k3s, rke2 or buildkit
+    /// the client: containerd (default), crio, podman, docker, k3s, rke2, buildkit, or kubelet (only credentials:
+    /// serverAuthConfig.oidc)
     #[argh(option, long = "for")]
     pub client: Option<String>,
     /// a registry to mirror (repeatable); for containerd and k3s, all other registries are mirrored too
     #[argh(option)]
     pub registry: Vec<String>,
+    /// for kubelet: what serverAuthConfig.oidc[].audience is (default larder)
+    #[argh(option)]
+    pub audience: Option<String>,
     /// path on the client's machine to the CA certificate for Larder's certificate (PEM)
     #[argh(option)]
     pub ca: Option<String>,

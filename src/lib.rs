@@ -33,6 +33,7 @@ pub mod introduction;
 pub mod metrics;
 
 pub mod oci;
+pub mod oidc;
 pub mod prune;
 pub mod store;
 mod sync;

@@ -1,21 +1,20 @@
 //! Repositories whose registry decides which clients may pull: a request for one needs credentials, which the registry
 //! judges.
 //!
-//! Credentials reach the registry only from here. Those that are for a Larder never do: the passwords of `serverAuthConfig`,
-//! and the ones that Larders present to each other.
+//! Credentials reach the registry only from here. Those that are for a Larder never do: the passwords and tokens of
+//! `serverAuthConfig`, and the ones that Larders present to each other.
 
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
 use super::route::{Addressing, Route};
-use super::{Handlers, login, status};
+use super::{Handlers, ServerAuth, login, status};
 use crate::cache::{
     AccessError, AccessLookup, AccessWait, Cache, DECIDED, Login, Pass, PeerProof, PullAccess,
     Wanted,
 };
 use crate::http::{Body, Context, Pending, Reply, Request, Step};
-use crate::users::Users;
 use crate::via::{self, Via};
 
 /// Programs built with go-containerregistry, such as crane, send credentials only if `GET /v2/` demands them, and pull without
@@ -73,10 +72,10 @@ pub(super) struct Checked {
     pub(super) addressing: Addressing,
 }
 
-/// Handles a request if the registry lets its client pull. `users` are the ones of this server.
+/// Handles a request if the registry lets its client pull.
 pub(super) fn answer(
     handlers: &Arc<Handlers>,
-    users: Option<&Users>,
+    auth: &ServerAuth,
     checked: Checked,
     request: &Request,
     context: &Context<'_>,
@@ -97,8 +96,8 @@ pub(super) fn answer(
             _ => Step::Reply(status::login("this is for peers only (peers.auth)")),
         };
     }
-    // A user of this server presents a password for it.
-    if users.is_some_and(|users| users.has(&user)) {
+    // A user of this server presents a password or a token for it.
+    if auth.owns(&user, &password) {
         let error = AccessError::Refused { status: 401 };
         return Step::Reply(status::access_refusal(&error, &checked.route));
     }

@@ -1,4 +1,4 @@
-//! Authentication of clients with HTTP Basic (RFC 7617), if the configuration has users.
+//! Authentication of clients with HTTP Basic (RFC 7617), if the configuration has users or issuers of tokens.
 //!
 //! These are for this server: they are never sent to registries. Those that a registry judges are in [`super::access`].
 
@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::{Handlers, status};
+use super::auth::{Admission, ServerAuth};
+use super::{Handlers, status, token_login};
 use crate::http::{Context, Pending, Request, Step};
-use crate::users::{CheckWait, Users, Verdict};
+use crate::users::{CheckWait, Verdict};
 
 /// How long a client waits for its password to be checked: longer than all checks that can be queued for its
 /// address.
@@ -20,22 +21,30 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What clients without credentials are told.
 pub(super) const REQUIRED: &str = "this registry requires a user and a password";
 
-/// Handles a request if it is from one of `users`.
+/// Handles a request if its credentials are valid.
 pub(super) fn answer(
     handlers: &Arc<Handlers>,
-    users: &Arc<Users>,
+    auth: &ServerAuth,
     request: &Request,
     context: &Context<'_>,
 ) -> Step {
     let Some((user, password)) = request.header("authorization").and_then(credentials) else {
         return Step::Reply(status::login(REQUIRED));
     };
+    // The password of an htpasswd file never has this form, and its checks are slow.
+    if let Some(step) = token_login::answer(handlers, auth, &password, request, context) {
+        return step;
+    }
+    let Some(users) = &auth.users else {
+        let text = "the password is not a token of an issuer in serverAuthConfig.oidc";
+        return Step::Reply(status::login(text));
+    };
     match users.check(request.client_address(), &user, &password) {
-        Verdict::Known(verdict) => admit(handlers, users, &user, verdict, request, context),
+        Verdict::Known(verdict) => admit(handlers, auth, &user, verdict, request, context),
         Verdict::Wait(check) => {
             let deadline = context.now() + PATIENCE;
-            let (handlers, users) = (Arc::clone(handlers), Arc::clone(users));
-            let login = Login { handlers, users, user, check, deadline };
+            let (handlers, auth) = (Arc::clone(handlers), auth.clone());
+            let login = Login { handlers, auth, user, check, deadline };
             Box::new(login).resume(request, context)
         }
     }
@@ -43,7 +52,7 @@ pub(super) fn answer(
 
 fn admit(
     handlers: &Arc<Handlers>,
-    users: &Arc<Users>,
+    auth: &ServerAuth,
     user: &str,
     verdict: bool,
     request: &Request,
@@ -52,7 +61,7 @@ fn admit(
     match verdict {
         true => {
             request.set_user(user);
-            handlers.answer(Some(users), true, request, context)
+            handlers.answer(auth, Admission::Everything, request, context)
         }
         false => Step::Reply(status::login("the user or the password is wrong")),
     }
@@ -61,7 +70,7 @@ fn admit(
 /// A request that waits for its password to be checked.
 struct Login {
     handlers: Arc<Handlers>,
-    users: Arc<Users>,
+    auth: ServerAuth,
     user: String,
     check: CheckWait,
     deadline: Instant,
@@ -71,7 +80,7 @@ impl Pending for Login {
     fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
         match self.check.poll(context.waker()) {
             Poll::Ready(Ok(verdict)) => {
-                admit(&self.handlers, &self.users, &self.user, verdict, request, context)
+                admit(&self.handlers, &self.auth, &self.user, verdict, request, context)
             }
             Poll::Ready(Err(_)) => Step::Reply(status::login_busy()),
             Poll::Pending if context.now() < self.deadline => Step::Wait(self),

@@ -9,6 +9,7 @@
 mod access;
 mod access_log;
 mod activity;
+mod auth;
 mod blobs;
 mod bodies;
 mod following;
@@ -23,6 +24,7 @@ mod range;
 mod route;
 mod runtimes;
 mod status;
+mod token_login;
 mod waiting;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,10 +34,11 @@ use crate::cache::{Cache, DECIDED, How, PullAccess, Why};
 use crate::http::{Context, Ending, Handler, Method, Reply, Request, Step};
 use crate::introduction;
 use crate::oci::{ImageName, Reference};
-use crate::users::Users;
 use crate::via::{self, Loop, Via};
 
 pub use activity::{Activity, RecentLines};
+use auth::Admission;
+pub use auth::ServerAuth;
 pub use hosts::{HostName, HostNameError};
 pub use management::{
     CheckTarget, ConfigurationInForce, ConfigurationReport, Management, ManagementListener,
@@ -48,8 +51,8 @@ pub use status::Failure;
 /// Serves container clients.
 pub struct Api {
     handlers: Arc<Handlers>,
-    /// The users with access; `None` for access without users. Locked while it is copied or replaced.
-    users: RwLock<Option<Arc<Users>>>,
+    /// Which clients may use this server. Locked while it is copied or replaced.
+    auth: RwLock<ServerAuth>,
     /// The host names that clients may use for this server; any if empty. Locked as above.
     allowed_hosts: RwLock<Arc<[HostName]>>,
 }
@@ -75,12 +78,12 @@ struct Handlers {
 }
 
 impl Api {
-    /// An API over `cache` with these naming rules, for access without users.
+    /// An API over `cache` with these naming rules, for access without credentials.
     pub fn new(cache: Cache, naming: Naming) -> Api {
         let naming = NamingInForce(Arc::new(RwLock::new(naming)));
         let (activity, is_tls) = (Arc::default(), AtomicBool::new(false));
         let handlers = Arc::new(Handlers { cache, naming, activity, is_tls });
-        Api { handlers, users: RwLock::new(None), allowed_hosts: RwLock::new(Arc::new([])) }
+        Api { handlers, auth: RwLock::default(), allowed_hosts: RwLock::new(Arc::new([])) }
     }
 
     /// Replaces the naming rules for all requests from now on.
@@ -104,9 +107,9 @@ impl Api {
         self.handlers.is_tls.store(is_tls, Ordering::Relaxed);
     }
 
-    /// Requires one of these users from now on; `None` for access without users.
-    pub fn set_users(&self, users: Option<Arc<Users>>) {
-        *self.users.write().unwrap_or_else(PoisonError::into_inner) = users;
+    /// Replaces which clients may use this server, for all requests from now on.
+    pub fn set_auth(&self, auth: ServerAuth) {
+        *self.auth.write().unwrap_or_else(PoisonError::into_inner) = auth;
     }
 
     /// Accepts only requests for one of these host names; any if empty.
@@ -118,9 +121,9 @@ impl Api {
         Arc::clone(&self.allowed_hosts.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The users with access; `None` for access without users.
-    pub fn users(&self) -> Option<Arc<Users>> {
-        self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Which clients may use this server.
+    pub fn auth(&self) -> ServerAuth {
+        self.auth.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -151,14 +154,11 @@ impl Handler for Api {
         {
             return Step::Reply(access::token(request));
         }
-        match self.users() {
-            Some(users) if !self.handlers.is_for_registry(request) => {
-                login::answer(&self.handlers, &users, request, context)
-            }
-            users => {
-                let is_admitted = users.is_none();
-                self.handlers.answer(users.as_deref(), is_admitted, request, context)
-            }
+        let auth = self.auth();
+        match (auth.is_required(), self.handlers.is_for_registry(request)) {
+            (true, false) => login::answer(&self.handlers, &auth, request, context),
+            (true, true) => self.handlers.answer(&auth, Admission::None, request, context),
+            (false, _) => self.handlers.answer(&auth, Admission::Everything, request, context),
         }
     }
 
@@ -187,12 +187,11 @@ impl Handlers {
         }
     }
 
-    /// Handles a request. `users` are those of this server, and `is_admitted` is whether the client may use it; otherwise it
-    /// gets only what a registry lets it pull.
+    /// Handles a request of a client that may use this server as far as `admission` says.
     fn answer(
         self: &Arc<Self>,
-        users: Option<&Users>,
-        is_admitted: bool,
+        auth: &ServerAuth,
+        admission: Admission<'_>,
         request: &Request,
         context: &Context<'_>,
     ) -> Step {
@@ -201,6 +200,11 @@ impl Handlers {
             Ok(Target::Ping) => return Step::Reply(introduced(self.ping(request), request)),
             Err(error) => return Step::Reply(status::route_failure(&error)),
         };
+        if let Admission::Token(identity) = admission
+            && !identity.may_pull(route.name())
+        {
+            return Step::Reply(token_login::deny(route.name()));
+        }
         let chain = match Via::parse(request.headers("via")) {
             Ok(chain) => chain,
             Err(returned) => return Step::Reply(refuse_loop(&returned, &addressing, request)),
@@ -212,10 +216,12 @@ impl Handlers {
         chain.enter(|| match self.cache.access(route.name()) {
             PullAccess::Client => {
                 let checked = access::Checked { route, addressing };
-                access::answer(self, users, checked, request, context)
+                access::answer(self, auth, checked, request, context)
             }
             // The configuration has changed since the users were skipped.
-            PullAccess::Server if !is_admitted => Step::Reply(status::login(login::REQUIRED)),
+            PullAccess::Server if matches!(admission, Admission::None) => {
+                Step::Reply(status::login(login::REQUIRED))
+            }
             PullAccess::Server => {
                 let cache = self.cache.for_client(request.client_address());
                 self.answer_content(cache, PullAccess::Server, route, addressing, request, context)

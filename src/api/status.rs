@@ -6,7 +6,8 @@ use super::API_VERSION;
 use super::route::{Route, RouteError};
 use crate::cache::{AccessError, CacheError, ListQuestion, Reason};
 use crate::http::{Body, Reply};
-use crate::oci::{ErrorCode, Upstream, quoted_up_to};
+use crate::oci::{ErrorCode, ImageName, Upstream, quoted_up_to};
+use crate::oidc::Refusal as TokenRefusal;
 
 /// The default for `Retry-After`, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 5;
@@ -159,6 +160,25 @@ pub(super) fn login(text: &str) -> Reply {
 pub(super) fn token_challenge(text: &str, realm: &str) -> Reply {
     error_reply(401, ErrorCode::Unauthorized, text)
         .header("WWW-Authenticate", format!("Bearer realm=\"{realm}\",service=\"larder\""))
+}
+
+/// The response to a token that is refused, or that cannot be checked now.
+pub(super) fn token_refusal(refusal: TokenRefusal) -> Reply {
+    let text = refusal.to_string();
+    if refusal.is_denial() {
+        error_reply(403, ErrorCode::Denied, &text)
+    } else if refusal.is_temporary() {
+        error_reply(503, ErrorCode::Unavailable, &text)
+            .header("Retry-After", RETRY_AFTER_SECONDS.to_string())
+    } else {
+        login(&text)
+    }
+}
+
+/// The response to a valid token that is not good for this repository.
+pub(super) fn token_denial(name: &ImageName) -> Reply {
+    let text = format!("this token may not pull {name} (serverAuthConfig.oidc: allow)");
+    error_reply(403, ErrorCode::Denied, &text)
 }
 
 /// The response to a client that may not pull, or of which that is not known.

@@ -9,6 +9,7 @@ mod containerd;
 mod docker;
 mod hosts_file;
 mod k3s;
+mod kubelet;
 mod registries_conf;
 
 use std::fmt;
@@ -24,6 +25,9 @@ pub const MARK: &str = "# Written by larder hosts-toml";
 /// The default for how long a client tries to reach Larder before it tries the next server: on a node's own
 /// network a connection takes milliseconds, and pulls must not become slow where Larder is down.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The default for what the claim `aud` of a service account's token contains.
+pub const AUDIENCE: &str = "larder";
 
 /// The registries that are always configured for clients that cannot mirror all registries with one entry.
 const WELL_KNOWN: [&str; 9] = [
@@ -53,11 +57,13 @@ pub enum Client {
     Rke2,
     /// BuildKit: `buildkitd.toml`.
     BuildKit,
+    /// The kubelet: credential providers. It needs another client's configuration in addition.
+    Kubelet,
 }
 
 impl Client {
     /// The names on the command line.
-    const NAMES: [(&'static str, Client); 9] = [
+    const NAMES: [(&'static str, Client); 10] = [
         ("containerd", Client::Containerd),
         ("crio", Client::RegistriesConf),
         ("podman", Client::RegistriesConf),
@@ -67,6 +73,7 @@ impl Client {
         ("k3s", Client::K3s),
         ("rke2", Client::Rke2),
         ("buildkit", Client::BuildKit),
+        ("kubelet", Client::Kubelet),
     ];
 
     /// The usual path of its configuration: a file, or a directory for clients that read several files.
@@ -78,6 +85,7 @@ impl Client {
             Client::K3s => "/etc/rancher/k3s/registries.yaml",
             Client::Rke2 => "/etc/rancher/rke2/registries.yaml",
             Client::BuildKit => "/etc/buildkit/buildkitd.toml",
+            Client::Kubelet => "/etc/kubernetes/credential-providers.yaml",
         }
     }
 
@@ -98,6 +106,10 @@ impl Client {
             Client::K3s => "k3s uses it after a restart",
             Client::Rke2 => "RKE2 uses it after a restart",
             Client::BuildKit => "buildkitd uses it after a restart",
+            Client::Kubelet => {
+                "the kubelet uses it after a restart with --image-credential-provider-config and \
+                 --image-credential-provider-bin-dir; configure the container runtime as well"
+            }
         }
     }
 }
@@ -232,6 +244,8 @@ pub struct Mirror {
     pub dial_timeout: Duration,
     /// What a client does when Larder cannot serve a pull.
     pub fallback: Fallback,
+    /// For which audience the kubelet requests tokens.
+    pub audience: String,
 }
 
 /// A configuration file of a client.
@@ -257,6 +271,7 @@ impl Mirror {
             Client::Docker => one(docker::merged(self, None)?),
             Client::K3s | Client::Rke2 => one(k3s::text(self)),
             Client::BuildKit => one(buildkit::text(self)?),
+            Client::Kubelet => one(kubelet::text(self)?),
         }
     }
 
@@ -338,6 +353,8 @@ pub enum MirrorError {
     DaemonJson(String),
     /// Docker always falls back.
     AlwaysFallsBack,
+    /// There is no audience.
+    Audience,
 }
 
 impl fmt::Display for MirrorError {
@@ -361,6 +378,9 @@ impl fmt::Display for MirrorError {
             ),
             MirrorError::DaemonJson(reason) => {
                 write!(f, "cannot add to Docker's existing configuration: {reason}")
+            }
+            MirrorError::Audience => {
+                f.write_str("--audience is empty; use that of serverAuthConfig.oidc, such as larder")
             }
             MirrorError::AlwaysFallsBack => f.write_str(
                 "Docker and BuildKit always fall back to the registry; omit --no-fallback, or block their \

@@ -9,6 +9,7 @@ pub(super) fn mirror(servers: &[&str]) -> Mirror {
         trust: Trust::default(),
         dial_timeout: DIAL_TIMEOUT,
         fallback: Fallback::Registry,
+        audience: AUDIENCE.into(),
     }
 }
 
@@ -241,6 +242,47 @@ fn servers_and_clients_are_parsed() {
         assert_eq!(text.parse(), Ok(client), "{text}");
     }
     assert!("cri".parse::<Client>().unwrap_err().to_string().contains("containerd, crio"));
+}
+
+#[test]
+fn the_kubelet_gets_a_provider_for_the_named_registries() {
+    let quay = Registry::named("quay.io".parse().unwrap());
+    let named = Mirror { registries: vec![corp(), quay], ..mirror(&["larder:8080"]) };
+    let text = texts(&named, Client::Kubelet).remove(0);
+    let (comments, yaml) = text.split_once("\napiVersion").unwrap();
+    assert!(comments.lines().all(|line| line.starts_with('#')), "{comments}");
+    for words in [
+        "--image-credential-provider-config",
+        "--image-credential-provider-bin-dir",
+        "request-serviceaccounts-token-audience",
+    ] {
+        assert!(comments.contains(words), "{words}: {comments}");
+    }
+    assert_eq!(
+        yaml,
+        r#": kubelet.config.k8s.io/v1
+kind: CredentialProviderConfig
+providers:
+  - name: larder
+    apiVersion: credentialprovider.kubelet.k8s.io/v1
+    args:
+      - credential-provider
+    matchImages:
+      - "registry.corp:5000"
+      - "quay.io"
+    defaultCacheDuration: 0s
+    tokenAttributes:
+      serviceAccountTokenAudience: "larder"
+      cacheType: Token
+      requireServiceAccount: true
+"#
+    );
+    let any = Mirror { audience: "a\"b".into(), ..mirror(&["larder:8080"]) };
+    let text = texts(&any, Client::Kubelet).remove(0);
+    assert!(text.contains("      - \"*.*\"\n      - \"*.*.*\"\n    default"), "{text}");
+    assert!(text.contains(r#"serviceAccountTokenAudience: "a\"b""#), "{text}");
+    let none = Mirror { audience: " ".into(), ..mirror(&["larder:8080"]) };
+    assert_eq!(none.documents(Client::Kubelet), Err(MirrorError::Audience));
 }
 
 #[test]

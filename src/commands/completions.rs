@@ -18,7 +18,7 @@ const VALUES: [(&str, &str); 5] = [
     ("--sort", "name size pulled created"),
     ("--format", "tar dir"),
     ("--compress", "gzip zstd none"),
-    ("--for", "containerd crio podman docker k3s rke2 buildkit"),
+    ("--for", "containerd crio podman docker k3s rke2 buildkit kubelet"),
 ];
 /// The commands whose arguments are words.
 const WORDS: [(&str, &str); 2] = [("offline", "on off"), ("completions", "bash zsh fish")];

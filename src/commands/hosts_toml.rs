@@ -17,7 +17,8 @@ use signal_hook::iterator::Signals;
 use super::{CommandError, note, say};
 use crate::cli;
 use crate::client_config::{
-    Client, DIAL_TIMEOUT, Document, Fallback, MARK, Mirror, MirrorError, Registry, Server, Trust,
+    AUDIENCE, Client, DIAL_TIMEOUT, Document, Fallback, MARK, Mirror, MirrorError, Registry,
+    Server, Trust,
 };
 use crate::config::Settings;
 use crate::oci::Upstream;
@@ -39,6 +40,10 @@ pub(super) fn hosts_toml(settings: &Settings, typed: &cli::HostsToml) -> Result<
     let client: Client = client.parse().map_err(|error| CommandError::usage("--for", &error))?;
     if client == Client::Docker && !typed.registry.is_empty() {
         let text = "hosts-toml: Docker can mirror docker.io only; omit --registry";
+        return Err(CommandError::Usage(text.into()));
+    }
+    if client != Client::Kubelet && typed.audience.is_some() {
+        let text = "hosts-toml: --audience is for --for kubelet";
         return Err(CommandError::Usage(text.into()));
     }
     let mirror = mirror(settings, typed)?;
@@ -114,6 +119,7 @@ fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, Command
             .map_err(|error| CommandError::usage("--dial-timeout", &error))?
             .unwrap_or(DIAL_TIMEOUT),
         fallback: if typed.no_fallback { Fallback::None } else { Fallback::Registry },
+        audience: typed.audience.clone().unwrap_or_else(|| AUDIENCE.into()),
     })
 }
 

@@ -106,6 +106,7 @@ const FIELDS: &[(&str, &str, Kind)] = &[
     ("pattern", "pattern", Plain),
     ("keys", "keys", Plain),
     ("registries", "registries", Plain),
+    ("issuer", "issuer", Plain),
     ("event", "event", Plain),
     ("signal", "signal", Plain),
     ("thread", "thread", Plain),

@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod config_check;
 mod config_file;
+mod credential_provider;
 mod export;
 mod hosts_toml;
 mod image_sync;
@@ -19,6 +20,7 @@ mod logging;
 mod management_client;
 mod manual;
 mod offline;
+mod oidc;
 mod output;
 mod peers;
 mod pin;
@@ -44,6 +46,7 @@ use crate::certificates::CertificateError;
 use crate::cli::{Arguments, Command, Config, ConfigAction};
 use crate::config::{self, ConfigError, LogLevel, Overrides};
 use crate::http::{ServerError, ServerTlsError};
+use crate::oidc::OidcError;
 use crate::prune::PruneError;
 use crate::store::{self, Store, StoreError};
 use crate::units::plural;
@@ -84,6 +87,7 @@ fn carry_out(arguments: &Arguments) -> Result<(), CommandError> {
         Command::Peers(command) => peers::peers(&settings()?, command),
         Command::Sync(command) => image_sync::sync(&settings()?, command),
         Command::HostsToml(command) => hosts_toml::hosts_toml(&settings()?, command),
+        Command::CredentialProvider(command) => credential_provider::credential_provider(command),
         Command::Config(Config { action: ConfigAction::Check(_) }) => {
             config_check::check(&settings()?, arguments.config_file.as_deref())
         }
@@ -173,6 +177,8 @@ pub enum CommandError {
     ServerTls(ServerTlsError),
     /// The htpasswd file is unusable.
     Users(HtpasswdError),
+    /// The issuers of tokens cannot be used.
+    Oidc(OidcError),
     /// The directory contains no cache.
     NoCache {
         /// The directory.
@@ -291,7 +297,8 @@ impl CommandError {
             | CommandError::NoCache { .. }
             | CommandError::Tls { .. }
             | CommandError::ServerTls(_)
-            | CommandError::Users(_) => 2,
+            | CommandError::Users(_)
+            | CommandError::Oidc(OidcError::Read { .. } | OidcError::Keys { .. }) => 2,
             CommandError::Forbidden { .. }
             | CommandError::Store(_)
             | CommandError::CheckFailed { .. }
@@ -301,6 +308,7 @@ impl CommandError {
             | CommandError::NoImages { .. }
             | CommandError::Unread { .. }
             | CommandError::Unsound { .. }
+            | CommandError::Oidc(OidcError::System { .. })
             | CommandError::Server(_)
             | CommandError::Management { .. }
             | CommandError::Bundle(_)
@@ -357,6 +365,7 @@ impl fmt::Display for CommandError {
             CommandError::Tls { place, source } => write!(f, "{place}: tls: {source}"),
             CommandError::ServerTls(source) => write!(f, "serverTlsConfig: {source}"),
             CommandError::Users(source) => write!(f, "serverAuthConfig: {source}"),
+            CommandError::Oidc(source) => write!(f, "serverAuthConfig: {source}"),
             CommandError::NoCache { root } => write!(
                 f,
                 "there is no cache in {}; set its path with --image-path or imagePath",
@@ -470,6 +479,7 @@ impl std::error::Error for CommandError {
             CommandError::Tls { source, .. } => Some(source),
             CommandError::ServerTls(error) => Some(error),
             CommandError::Users(error) => Some(error),
+            CommandError::Oidc(error) => Some(error),
             CommandError::Store(error) => Some(error),
             CommandError::Server(error) | CommandError::Management { source: error, .. } => {
                 Some(error)

@@ -14,16 +14,20 @@ use std::time::{Duration, SystemTime};
 
 use super::config_file::{Check, ConfigFile};
 use super::hosts_toml::listed_registries;
-use super::{CommandError, logging, serve, service};
-use crate::api::{Api, ConfigurationInForce, ConfigurationReport};
+use super::{CommandError, logging, oidc as issuers, serve, service};
+use crate::api::{Api, ConfigurationInForce, ConfigurationReport, ServerAuth};
 use crate::cache::Cache;
 use crate::certificates::CertificateError;
 use crate::config::{self, Overrides, Settings};
 use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
 use crate::image_sync::{self, ImageSync, SyncEntry};
 use crate::introduction;
+use crate::oidc::{self, KeysFrom};
 use crate::prune;
-use crate::upstream::{EndpointSettings, PeerSettings, Registries, RegistryChanges, TlsSettings};
+use crate::upstream::{
+    DiscoverySettings, EndpointSettings, IssuerUrl, PeerSettings, Registries, RegistryChanges,
+    TlsSettings,
+};
 use crate::users::{self, Users};
 
 /// The interval between checks of the file. A check is cheap, and a change takes effect at the second check
@@ -53,6 +57,7 @@ pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
         .map(users::Settings::check)
         .transpose()
         .map_err(CommandError::Users)?;
+    settings.oidc.as_ref().map(oidc::Settings::check).transpose().map_err(CommandError::Oidc)?;
     Ok(())
 }
 
@@ -72,7 +77,19 @@ fn outgoing_tls(settings: &Settings) -> impl Iterator<Item = (String, &TlsSettin
     let bucket = settings.bucket.iter().map(|(store, _)| ("objectStore".to_owned(), &store.tls));
     let peers = settings.upstream.peers.iter();
     let peers = peers.map(|peers| ("peers".to_owned(), &peers.access.tls));
-    endpoints(settings).map(|(place, endpoint)| (place, &endpoint.tls)).chain(bucket).chain(peers)
+    let discovered = discovered(settings)
+        .map(|(url, discovery)| (format!("serverAuthConfig.oidc: {url}"), &discovery.tls));
+    let endpoints = endpoints(settings).map(|(place, endpoint)| (place, &endpoint.tls));
+    endpoints.chain(bucket).chain(peers).chain(discovered)
+}
+
+/// The issuers whose keys are fetched.
+fn discovered(settings: &Settings) -> impl Iterator<Item = (&IssuerUrl, &DiscoverySettings)> {
+    let issuers = settings.oidc.iter().flat_map(|oidc| &oidc.issuers);
+    issuers.filter_map(|entry| match &entry.keys {
+        KeysFrom::Discovery(discovery) => Some((&entry.issuer, discovery)),
+        KeysFrom::File(_) => None,
+    })
 }
 
 /// Logs the remarks on settings that take effect.
@@ -134,8 +151,10 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
             .push(warning("sync has no effect with airGapped, because no registry is contacted"));
     }
     let has_client_access = settings.cache.access.has_clients();
-    let demands =
-        [("serverAuthConfig", settings.access.is_some()), ("access: client", has_client_access)];
+    let demands = [
+        ("serverAuthConfig", settings.access.is_some() || settings.oidc.is_some()),
+        ("access: client", has_client_access),
+    ];
     let demands = demands.into_iter().filter(|(_, is_set)| *is_set);
     if settings.tls.is_none() && !settings.listen.ip().is_loopback() {
         remarks.extend(demands.map(|(key, _)| {
@@ -179,6 +198,12 @@ fn unreadable(settings: &Settings) -> Vec<Remark> {
         for (key, path) in endpoint.credentials.files() {
             let effect = "requests are anonymous until the file is readable";
             unreadable(&place, key, path, effect);
+        }
+    }
+    for (url, discovery) in discovered(settings) {
+        if let Some(path) = &discovery.token_file {
+            let effect = "the keys of the issuer are not fetched until the file is readable";
+            unreadable(&format!("serverAuthConfig.oidc: {url}"), "tokenFile", path, effect);
         }
     }
     for (key, path) in settings.bucket.iter().flat_map(|(store, _)| store.keys.files()) {
@@ -248,7 +273,7 @@ impl Running {
         if let (Some(tls), Some(settings)) = (&self.tls, &settings.tls) {
             tls.reconfigure(settings);
         }
-        self.set_users(settings.access.as_ref());
+        self.set_auth(settings);
         // Last, because its fetches use all of the above.
         self.sync.reconfigure(serve::sync_settings(settings, self.preload.as_ref()));
         changes
@@ -256,25 +281,44 @@ impl Running {
 }
 
 impl Running {
-    /// Switches to the users of another file, or to access without users. If the file has become invalid since
-    /// [`check`], the previous users stay in effect, so that the error does not admit anybody.
-    fn set_users(&self, wanted: Option<&users::Settings>) {
-        let Some(wanted) = wanted else { return self.api.set_users(None) };
-        if self.api.users().is_some_and(|users| users.settings() == *wanted) {
-            return;
-        }
-        match Users::load(wanted) {
-            Ok(users) => self.api.set_users(Some(Arc::new(users))),
-            Err(error) => {
-                log::error!(error:%; "serverAuthConfig: the previous users stay in effect")
+    /// Switches to other users and issuers, or to access without credentials. If a file has become invalid since
+    /// [`check`], the previous ones stay in effect, so that the error does not admit anybody.
+    fn set_auth(&self, settings: &Settings) {
+        let current = self.api.auth();
+        let users = match (&settings.access, current.users) {
+            (None, _) => None,
+            (Some(wanted), Some(users)) if users.settings() == *wanted => Some(users),
+            (Some(wanted), _) => match Users::load(wanted) {
+                Ok(users) => Some(Arc::new(users)),
+                Err(error) => {
+                    log::error!(error:%; "serverAuthConfig: the previous users stay in effect");
+                    return;
+                }
+            },
+        };
+        let issuers = match (&settings.oidc, current.issuers) {
+            (None, _) => None,
+            (Some(wanted), Some(issuers)) if issuers.settings() == wanted => Some(issuers),
+            (Some(wanted), previous) => {
+                let (proxies, store) = (&settings.upstream.proxies, self.cache.store());
+                match issuers::load(wanted, previous.as_deref(), proxies, store) {
+                    Ok(issuers) => Some(Arc::new(issuers)),
+                    Err(error) => {
+                        log::error!(error:%; "serverAuthConfig: the previous users stay in effect");
+                        return;
+                    }
+                }
             }
-        }
+        };
+        self.api.set_auth(ServerAuth { users, issuers });
     }
 
     /// Checks whether the files of certificates and users have changed.
     fn check_files(&self) {
         self.tls.iter().for_each(|tls| tls.look());
-        self.api.users().iter().for_each(|users| users.look());
+        let ServerAuth { users, issuers } = self.api.auth();
+        users.iter().for_each(|users| users.look());
+        issuers.iter().for_each(|issuers| issuers.look());
     }
 }
 
@@ -413,6 +457,7 @@ impl Reloader {
         let changes = self.running.apply(&settings);
         if why == Why::Hangup {
             self.running.registries.refresh();
+            self.running.api.auth().issuers.iter().for_each(|issuers| issuers.refresh());
         }
         let at_once = self.in_effect.differences(&settings).at_once.join(", ");
         let (keys, registries) = (at_once.as_str(), changes.to_string());

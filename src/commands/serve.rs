@@ -15,10 +15,10 @@ use signal_hook::iterator::Signals;
 
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
-use super::{CommandError, load, logging, service, webhook};
+use super::{CommandError, load, logging, oidc, service, webhook};
 use crate::api::{
     Api, ConfigurationInForce, Management, ManagementListener, ReadToken, RecentLines, Scope,
-    Setting,
+    ServerAuth, Setting,
 };
 use crate::bundle::{self, BundleSource, ImportEvent, ImportSettings};
 use crate::cache::{
@@ -93,9 +93,7 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     };
     let api = Arc::new(Api::new(cache.clone(), settings.naming.clone()));
     api.set_allowed_hosts(&settings.allowed_hosts);
-    let users =
-        settings.access.as_ref().map(Users::load).transpose().map_err(CommandError::Users)?;
-    api.set_users(users.map(Arc::new));
+    api.set_auth(server_auth(&settings, &store)?);
     api.set_tls(settings.tls.is_some());
     let tls = settings.tls.as_ref().map(ServerTls::load).transpose();
     let tls = tls.map_err(CommandError::ServerTls)?.map(Arc::new);
@@ -168,6 +166,15 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     drop(delivery);
     log::info!("stopped");
     Ok(())
+}
+
+/// The users and issuers of `serverAuthConfig`.
+fn server_auth(settings: &Settings, store: &Store) -> Result<ServerAuth, CommandError> {
+    let users = settings.access.as_ref().map(Users::load).transpose();
+    let users = users.map_err(CommandError::Users)?;
+    let load = |wanted| oidc::load(wanted, None, &settings.upstream.proxies, store);
+    let issuers = settings.oidc.as_ref().map(load).transpose().map_err(CommandError::Oidc)?;
+    Ok(ServerAuth { users: users.map(Arc::new), issuers: issuers.map(Arc::new) })
 }
 
 /// The threads of the bucket.

@@ -19,6 +19,7 @@ use super::keys::{Applies, Comparison, Section, Unset, Value, names, section};
 use super::keys::{Key, Map, Shape};
 use super::number::{Count, Port, Timeout};
 use super::object_store::ObjectStoreEntry;
+use super::oidc::OidcEntry;
 use super::value::{
     EndpointUrl, FreeSpaceText, Interface, LogFormat, LogLevel, PlatformText, Rate, Size, Span,
     Text, TtlText,
@@ -278,6 +279,8 @@ section! {
     ServerAuthEntry {
         /// A file of users and bcrypt hashes. Clients without a valid user and password get 401.
         "htpasswd" htpasswd: Option<PathBuf> = None;
+        /// Issuers of tokens that clients may use as passwords. See [Tokens](#tokens).
+        "oidc" oidc: Vec<OidcEntry> = vec![];
     }
 }
 

@@ -33,6 +33,7 @@ mod keys;
 mod maintenance;
 mod number;
 mod object_store;
+mod oidc;
 mod overrides;
 mod parse;
 mod registry;
@@ -108,8 +109,10 @@ pub struct Settings {
     pub http: http::Settings,
     /// TLS for clients, if enabled.
     pub tls: Option<http::ServerTlsSettings>,
-    /// Which clients are served; all of them if `None`.
+    /// Which clients are served, by user and password; all of them if this and `oidc` are `None`.
     pub access: Option<users::Settings>,
+    /// Whose tokens are accepted as passwords.
+    pub oidc: Option<crate::oidc::Settings>,
     /// The names of this server that clients may use; any if empty.
     pub allowed_hosts: Vec<api::HostName>,
     /// How requests name their upstream.
@@ -256,6 +259,7 @@ fn build(mut file: File, over: Overrides) -> Result<Settings, ConfigError> {
         },
         tls: clients::tls(&file)?,
         access: clients::access(&file),
+        oidc: oidc::settings(&file)?,
         allowed_hosts: clients::allowed_hosts(&file),
         sync: image_sync::entries(&file, &naming, &load_platforms)?,
         naming,

@@ -23,6 +23,7 @@
 //! <root>/usage/incomplete.json                      images that the server has not completed, and why
 //! <root>/access/secret, forgotten, <hash>.json      who may pull from registries that decide it (mode 0700)
 //! <root>/links/<hash of repo>                       digests of blobs that are proven to be in the repository
+//! <root>/access/keys-<hash>.json                    the last public keys of an issuer of tokens
 //! <root>/usage/sync.json                            when each entry of `sync` last ran
 //! ```
 //!

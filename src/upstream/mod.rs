@@ -23,6 +23,7 @@ mod endpoints;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod issuer;
 mod network;
 mod object_store;
 mod response;
@@ -50,6 +51,7 @@ pub use endpoints::{
     Settings, Throttle, Throttled, UnlistedRegistries, UpstreamStatus,
 };
 pub use error::{UpstreamError, UpstreamErrorKind};
+pub use issuer::{DiscoverySettings, IssuerClient, IssuerUrl};
 pub use network::{
     ApiPath, Endpoint, NoProxy, ParseProxyError, Proxy, ProxySettings, Scheme, Timeouts,
     TlsSettings, UnlistedPorts,

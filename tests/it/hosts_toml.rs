@@ -57,6 +57,27 @@ fn configuration_file_supplies_the_server_and_registries() {
 }
 
 #[test]
+fn the_kubelets_configuration_has_the_audience_and_the_registries() {
+    let (directory, path, target) = place("providers.yaml");
+    let words = ["--for", "kubelet", "--registry", "quay.io", "--audience", "pulls"];
+    let (code, printed, message) = hosts_toml(&words);
+    assert_eq!(code, Some(0), "{message}");
+    assert!(printed.contains("serviceAccountTokenAudience: \"pulls\""), "{printed}");
+    assert!(printed.contains("matchImages:\n      - \"quay.io\"\n    default"), "{printed}");
+    let (code, _, message) = hosts_toml(&[&words[..], &["--write", &target]].concat());
+    assert!(code == Some(0) && message.contains("after a restart"), "{message}");
+    assert_eq!(text(&path), printed);
+    drop(directory);
+    for (words, why) in [
+        (["--for", "docker", "--audience", "a"], "--audience is for --for kubelet"),
+        (["--for", "kubelet", "--audience", ""], "--audience is empty"),
+    ] {
+        let (code, _, message) = hosts_toml(&words);
+        assert!(code == Some(2) && message.contains(why), "{message}");
+    }
+}
+
+#[test]
 fn duplicate_servers_are_written_once() {
     let (_, printed, _) = hosts_toml(&["larder:8080", "http://b:1", "http://larder:8080/"]);
     assert_eq!(printed.matches("[host.\"http://larder:8080\"]").count(), 1, "{printed}");

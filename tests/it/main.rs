@@ -24,6 +24,8 @@ mod refusals;
 mod clients;
 // TLS to clients, client certificates and passwords.
 mod client_access;
+// Tokens of issuers as passwords.
+mod identity_tokens;
 // Notifications to the service manager, and the installed files.
 mod service;
 // Bearer tokens and their scopes.

@@ -22,6 +22,11 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("flight", "sync", "the meaning of digests, store, upstream"),
     ("store", "oci units sync", "that upstreams exist, HTTP, what is pruned and when"),
     ("users", "oci flight certificates client_address", "HTTP, routes, upstreams"),
+    (
+        "oidc",
+        "oci flight certificates upstream",
+        "HTTP requests of clients, routes, files but those with keys, command line",
+    ),
     ("certificates", "", "which connections use them"),
     ("upstream", "oci certificates via introduction units", "disk, cache, server"),
     (
@@ -43,13 +48,13 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("http", "certificates client_address budget units sync", "registries, digests, store"),
     (
         "api",
-        "oci cache prune metrics http users client_address client_config budget via introduction units events \
+        "oci cache prune metrics http users oidc client_address client_config budget via introduction units events \
          image_sync",
         "the upstream client, file paths",
     ),
     (
         "config",
-        "oci store certificates users hello upstream cache http api prune introduction events image_sync",
+        "oci store certificates users oidc hello upstream cache http api prune introduction events image_sync",
         "behaviour: of other modules it knows their Settings",
     ),
     ("cli", "", "behaviour: it is argh structs"),
@@ -79,6 +84,8 @@ const RESTRICTED: &[(&str, Modules, &str)] = &[
         "only upstream talks to registries, and commands to a running Larder",
     ),
     ("rustix", Only("store http commands"), "system calls are for disk, sockets and the process"),
+    ("jsonwebtoken", Only("oidc"), "tokens are verified in one place"),
+    ("ring", Only("oidc"), "signatures of tokens are verified in one place"),
     ("sha2", Only("oci certificates"), "digests of content are computed in one place"),
     ("serde_saphyr", Only("config"), "configuration files are read in one place"),
     ("granit_parser", Only("image_references"), "documents of others are read in one place"),

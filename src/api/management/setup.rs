@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::super::hosts::without_port;
 use super::super::status::Refusal;
 use super::Handlers;
-use crate::client_config::{Client, DIAL_TIMEOUT, Fallback, Mirror, Registry, Server, Trust};
+use crate::client_config::{
+    AUDIENCE, Client, DIAL_TIMEOUT, Fallback, Mirror, Registry, Server, Trust,
+};
 use crate::http::Request;
 use crate::prune::timestamp;
 
@@ -94,6 +96,7 @@ pub(super) fn client_configuration(
         trust: Trust::default(),
         dial_timeout: DIAL_TIMEOUT,
         fallback: Fallback::Registry,
+        audience: AUDIENCE.into(),
     };
     let documents = mirror.documents(client);
     let documents = documents.map_err(|error| Refusal::Parameter(error.to_string()))?;

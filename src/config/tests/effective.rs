@@ -18,7 +18,7 @@ management: {port: 1, host: 127.0.0.2, tokenFile: /t}
 health: 2
 metrics: 2
 serverTlsConfig: {cert: /c, key: /k, clientAuth: verify, ca: /a}
-serverAuthConfig: {htpasswd: /h}
+serverAuthConfig: {htpasswd: /h, oidc: [{issuer: 'https://k8s.example', audience: larder, ca: /ca, tokenFile: /t, user: email, allow: [{claims: {kubernetes.io.namespace: 'team-*'}, repositories: [quay.io]}]}, {issuer: 'https://ci.example', audience: x, keys: /j, allow: [{}]}]}
 allowedHosts: [larder.example.com, larder]
 workers: 5
 maxConnections: 100

@@ -44,6 +44,26 @@ fn errors_name_line_and_column() {
         ("events: {webhook: 'http://x', types: [tag]}", "larder.yaml:1:", "tag-moved, tag-held"),
         ("sync: [{name: 'a b'}]", "larder.yaml:1:", "letters, digits"),
         ("sync: [{name: preload}]", "larder.yaml:1:", "preloadImages"),
+        ("serverAuthConfig: {oidc: [{audience: x, allow: [{}]}]}", "larder.yaml:1:", "issuer"),
+        ("serverAuthConfig: {oidc: [{issuer: 'https://a'}]}", "larder.yaml:1:", "audience"),
+        ("serverAuthConfig: {oidc: [{issuer: 'http://a'}]}", "larder.yaml:1:", "https URL"),
+        ("serverAuthConfig: {oidc: [{audience: ' '}]}", "larder.yaml:1:", "such as larder"),
+        (
+            "serverAuthConfig: {oidc: [{user: ''}]}",
+            "larder.yaml:1:",
+            "a claim is a key such as sub",
+        ),
+        (
+            "serverAuthConfig: {oidc: [{allow: [{claims: {a: '/(/'}}]}]}",
+            "larder.yaml:1:",
+            "pattern",
+        ),
+        ("serverAuthConfig: {oidc: [{allow: [{claims: x}]}]}", "larder.yaml:1:", "map"),
+        (
+            "serverAuthConfig: {oidc: [{allow: [{repositories: [a*]}]}]}",
+            "larder.yaml:1:",
+            "docker.io",
+        ),
         (
             "sync:\n  - name: a\n    every: 59s",
             "larder.yaml:3:12:",
@@ -129,6 +149,23 @@ fn contradictions_are_refused() {
         (
             "sync: [{name: a, images: [x], every: 1h}, {name: a, images: [y], every: 1h}]",
             "sync: a: the name is given twice",
+        ),
+        (
+            "serverAuthConfig: {oidc: [{issuer: 'https://a', audience: x, allow: []}]}",
+            "serverAuthConfig.oidc: https://a: allow has no entries",
+        ),
+        (
+            "serverAuthConfig: {oidc: [{issuer: 'https://a', audience: x, keys: /k, ca: /c, allow: [{}]}]}",
+            "keys excludes ca and tokenFile",
+        ),
+        (
+            "serverAuthConfig: {oidc: [{issuer: 'https://a', audience: x, allow: [{}]}, \
+             {issuer: 'https://a', audience: y, allow: [{}]}]}",
+            "the issuer is given twice",
+        ),
+        (
+            "serverAuthConfig: {oidc: [{issuer: 'https://a', audience: x, allow: [{claims: {'': y}}]}]}",
+            "a claim is a key such as sub",
         ),
         ("cacheSize: 0", "cacheSize: 0 would keep nothing"),
         ("pruneConfig: {enabled: true, count: -2}", "pruneConfig.count"),

@@ -10,6 +10,7 @@ use crate::cache::{OnUpstreamDelete, Prefetch, PrefetchOnHead, Ttl};
 use crate::certificates::IdentityFiles;
 use crate::image_sync::{Newest, NewestBy, Schedule};
 use crate::oci::ImageName;
+use crate::oidc::KeysFrom;
 use crate::prune;
 use crate::upstream::{Credentials, HelperSettings, Scheme, Secret, TlsSettings};
 
@@ -294,6 +295,23 @@ fn clients_need_passwords_only_if_a_file_is_configured() {
     assert_eq!(settings("serverAuthConfig: {}").unwrap().access, None);
     let expected = users::Settings { htpasswd: "/h".into() };
     assert_eq!(settings("serverAuthConfig: {htpasswd: /h}").unwrap().access, Some(expected));
+}
+
+#[test]
+fn tokens_are_accepted_only_of_configured_issuers() {
+    assert_eq!(settings("serverAuthConfig: {oidc: []}").unwrap().oidc, None);
+    let text = "serverAuthConfig: {oidc: [{issuer: 'https://a', audience: x, ca: /c, tokenFile: /t, \
+                allow: [{claims: {a.b: 'c*'}, repositories: [quay.io]}, {}]}]}";
+    let oidc = settings(text).unwrap().oidc.unwrap();
+    let [issuer] = &oidc.issuers[..] else { panic!("{oidc:?}") };
+    assert_eq!((issuer.audience.as_str(), issuer.user.as_str()), ("x", "sub"));
+    let KeysFrom::Discovery(discovery) = &issuer.keys else { panic!("{oidc:?}") };
+    assert_eq!(discovery.tls.ca, Some("/c".into()));
+    assert_eq!(discovery.token_file, Some("/t".into()));
+    let [first, second] = &issuer.allow[..] else { panic!("{oidc:?}") };
+    assert_eq!(first.claims, [("a.b".to_owned(), "c*".parse().unwrap())]);
+    assert_eq!(*first.repositories, ["quay.io".parse().unwrap()]);
+    assert!(second.claims.is_empty() && second.repositories.is_empty());
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -12,6 +13,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::ImageName;
+use crate::store::files::layout::ISSUER_KEYS;
 use crate::store::files::read::read_file;
 use crate::store::files::record::{Access, from_seconds, to_seconds};
 use crate::store::{Store, StoreError};
@@ -162,11 +164,16 @@ impl Store {
         let paths = entries.map(|entry| entry.map(|entry| entry.path()));
         let paths: io::Result<Vec<PathBuf>> = paths.collect();
         let mut paths = paths.map_err(|error| StoreError::read(&directory, error))?;
-        paths.retain(|path| path.extension().is_some_and(|extension| extension == RECORD));
+        let is_of_issuer = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.as_bytes().starts_with(ISSUER_KEYS.as_bytes()))
+        };
+        paths.retain(|path| {
+            path.extension().is_some_and(|extension| extension == RECORD) && !is_of_issuer(path)
+        });
         Ok(paths)
     }
 
-    fn prepare_grants(&self) -> Result<(), StoreError> {
+    pub(super) fn prepare_grants(&self) -> Result<(), StoreError> {
         if !self.is_writable() {
             return Err(StoreError::ReadOnly { root: self.root().to_owned() });
         }

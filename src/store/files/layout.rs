@@ -19,6 +19,9 @@ pub(in crate::store) const LEGACY_LISTS: &str = "_lists";
 /// The prefix of temporary files in `incoming/`.
 pub(in crate::store) const TEMPORARY: &str = "tmp-";
 
+/// The prefix of files with the keys of an issuer.
+pub(in crate::store) const ISSUER_KEYS: &str = "keys-";
+
 /// The content of `oci-layout` (image-spec, image-layout.md, "oci-layout file").
 const OCI_LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 /// `index.json` of a cache without tags.
@@ -216,6 +219,11 @@ impl Layout {
     /// The key of these hashes.
     pub(in crate::store) fn access_secret(&self) -> PathBuf {
         self.grants().join("secret")
+    }
+
+    /// The public keys of an issuer. `hash` is that of its URL, in hexadecimal.
+    pub(in crate::store) fn issuer_keys(&self, hash: &str) -> PathBuf {
+        self.grants().join(format!("{ISSUER_KEYS}{hash}")).with_extension("json")
     }
 
     /// Its modification time is when processes were last told to forget what they know of logins.

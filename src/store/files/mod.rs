@@ -5,6 +5,7 @@
 pub(super) mod directory_sync;
 pub(super) mod faults;
 pub(super) mod grants;
+pub(super) mod issuer_keys;
 pub(super) mod layout;
 pub(super) mod links;
 pub(super) mod observer;
