@@ -66,7 +66,12 @@ impl BlobCache {
         })?;
         if suspended.is_none() {
             let digest = &leader.key().1;
-            match self.core.store.resume(&name.upstream, digest, size_hint)? {
+            let begun = self.core.store.resume(&name.upstream, digest, size_hint)?;
+            // Another repository, or another process, was faster.
+            if matches!(begun, Begin::Present(_) | Begin::Locked) {
+                self.prove_link(name, digest)?;
+            }
+            match begun {
                 // Clients may have received bytes of another process's partial.
                 Begin::Writing(ingest)
                     if continue_from(leader, ingest.file(), ingest.bytes_written(), None) =>
@@ -75,11 +80,6 @@ impl BlobCache {
                 }
                 Begin::Absent if leader.flight().header().is_none() => {}
                 Begin::Writing(_) | Begin::Absent => return Err(CacheError::GivenUp),
-                // Another repository, or another process, was faster.
-                Begin::Present(_) | Begin::Locked if !self.is_linked(name, digest) => {
-                    self.prove_link(name, digest)?;
-                    return self.fetch(name, leader, size_hint, suspended);
-                }
                 Begin::Present(blob)
                     if !continue_from(leader, &blob.file, blob.size, Some(blob.size)) =>
                 {

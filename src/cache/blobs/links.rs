@@ -8,6 +8,9 @@
 //! * that its registry says so, or
 //! * that a cached manifest of the repository names the blob, unless the blob is private (`cache/access/private.rs`).
 //!
+//! Without any of them, blobs that are not private are also served in a repository of which no manifest is cached, while its
+//! registry cannot be asked.
+//!
 //! The first two are kept on the disk if there are private repositories, so that they count while the registry is down. So is
 //! what an operator imports.
 //!
@@ -40,6 +43,15 @@ use crate::upstream::{Standing, Wanted};
 const MANIFESTS_SEARCHED_MAX: usize = 1024;
 
 pub(super) type LinkFlights = Flights<(ImageName, Digest), (), (), CacheError>;
+
+/// What is known of a blob and a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// The repository contains the blob.
+    Proven,
+    /// It is said to, which does not count for private blobs.
+    Assumed,
+}
 
 /// Waits for a proof.
 pub struct LinkWait {
@@ -100,10 +112,18 @@ impl BlobCache {
     /// Whether it is known that a repository contains a blob, or does not matter.
     pub(in crate::cache) fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
         let access = &self.core.settings().access;
-        access.blobs_of(name) == BlobAccess::Any
-            || (self.manifests.stated_size(name, digest).is_some()
-                && !(access.has_clients() && self.core.private.may_have(digest)))
-            || lock(&self.links).get(&(name.clone(), *digest)).is_some()
+        if access.blobs_of(name) == BlobAccess::Any {
+            return true;
+        }
+        let link = lock(&self.links).get(&(name.clone(), *digest)).copied();
+        match link {
+            Some(Link::Proven) => true,
+            link => {
+                let is_assumed =
+                    link.is_some() || self.manifests.stated_size(name, digest).is_some();
+                is_assumed && !(access.has_clients() && self.core.private.may_have(digest))
+            }
+        }
     }
 
     fn is_own_download(&self, name: &ImageName, digest: &Digest, found: &BlobLookup) -> bool {
@@ -116,12 +136,18 @@ impl BlobCache {
 
     /// Remembers that a repository contains a blob: a peer says so, which has asked for its client.
     pub(in crate::cache) fn remember_link(&self, name: &ImageName, digest: &Digest) {
-        lock(&self.links).insert((name.clone(), *digest), ());
+        lock(&self.links).insert((name.clone(), *digest), Link::Proven);
+    }
+
+    /// Remembers what is good enough for blobs that are not private.
+    fn assume_link(&self, name: &ImageName, digest: &Digest) {
+        lock(&self.links).insert((name.clone(), *digest), Link::Assumed);
     }
 
     /// Remembers a proof that a repository contains a blob, also for other processes and after a restart.
     pub(super) fn keep_link(&self, name: &ImageName, digest: &Digest) {
-        let is_new = lock(&self.links).get(&(name.clone(), *digest)).is_none();
+        let known = lock(&self.links).get(&(name.clone(), *digest)).copied();
+        let is_new = known != Some(Link::Proven);
         self.remember_link(name, digest);
         if is_new
             && self.core.settings().access.has_clients()
@@ -148,8 +174,12 @@ impl BlobCache {
             self.read_private_manifests()?;
         }
         let is_private = has_clients && self.core.private.may_have(digest);
-        if !is_private && self.is_in_a_manifest(name, digest)? {
-            self.remember_link(name, digest);
+        let manifests = match is_private {
+            true => Vec::new(),
+            false => self.core.store.find_manifests(name)?,
+        };
+        if self.is_in_one_of(&manifests, name, digest) {
+            self.assume_link(name, digest);
             return Ok(());
         }
         // A registry that anyone may run would say so of everything.
@@ -157,29 +187,38 @@ impl BlobCache {
         {
             return Err(CacheError::KnownMissing);
         }
-        let source = self.core.source(&name.upstream)?;
-        self.core.stop_if_offline(&*source)?;
-        let asked = source.ask_to_pull(&name.repository, &Wanted::Blob(*digest));
-        self.core.note_outcome(&*source, name, Asked::Blob(name.clone(), *digest), &asked);
-        match asked {
-            Ok(_) => {
+        match self.ask_for_link(name, digest) {
+            Ok(()) => {
                 self.keep_link(name, digest);
                 Ok(())
             }
             // The same words as without the blob: whether it is cached is not the client's business.
-            Err(error) if error.is_not_found() || error.is_denied() => {
+            Err(CacheError::Upstream(error)) if error.is_not_found() || error.is_denied() => {
                 Err(CacheError::KnownMissing)
             }
-            Err(error) => Err(error.into()),
+            // Nothing is known of the repository, and what is cached should be served while the registry is down.
+            Err(_) if !is_private && manifests.is_empty() => {
+                self.assume_link(name, digest);
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
-    fn is_in_a_manifest(&self, name: &ImageName, digest: &Digest) -> Result<bool, CacheError> {
-        let manifests = self.core.store.find_manifests(name)?;
-        Ok(manifests.iter().take(MANIFESTS_SEARCHED_MAX).any(|manifest| {
+    fn ask_for_link(&self, name: &ImageName, digest: &Digest) -> Result<(), CacheError> {
+        let source = self.core.source(&name.upstream)?;
+        self.core.stop_if_offline(&*source)?;
+        let asked = source.ask_to_pull(&name.repository, &Wanted::Blob(*digest));
+        self.core.note_outcome(&*source, name, Asked::Blob(name.clone(), *digest), &asked);
+        asked?;
+        Ok(())
+    }
+
+    fn is_in_one_of(&self, manifests: &[Digest], name: &ImageName, digest: &Digest) -> bool {
+        manifests.iter().take(MANIFESTS_SEARCHED_MAX).any(|manifest| {
             let parsed = self.manifests.parsed(name, manifest);
             parsed.is_some_and(|parsed| parsed.descriptors().any(|each| each.digest == *digest))
-        }))
+        })
     }
 
     /// Learns which blobs are private, once per process and policy.

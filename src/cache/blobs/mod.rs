@@ -101,8 +101,8 @@ pub(super) struct BlobCache {
     /// one of another repository.
     starters: Mutex<BoundedCache<BlobKey, ImageName>>,
     link_flights: links::LinkFlights,
-    /// Repositories that contain a blob according to their registry. Locked as the tables below.
-    links: Mutex<BoundedCache<(ImageName, Digest), ()>>,
+    /// Repositories that contain a blob. Locked as the tables below.
+    links: Mutex<BoundedCache<(ImageName, Digest), links::Link>>,
     /// Sizes of blobs that this process verified. Locked for a lookup or an insertion only, as are the tables below.
     verified_sizes: Mutex<BoundedCache<Digest, u64>>,
     /// Blobs that had the wrong content, and the failures of each endpoint with them.

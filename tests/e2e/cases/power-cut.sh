@@ -27,7 +27,7 @@ run_larder() { # CACHE ARGUMENT…
 # The files that a cache directory may contain.
 readonly HEX='[0-9a-f]{64}'
 readonly KNOWN="^(oci-layout|index\.json|blobs/sha256/$HEX|refs/[^_]+/_tags/[^/]+|refs/[^_]+/_manifests/sha256/$HEX|\
-lists/$HEX-$HEX|incoming/((sweep|sweep-gate|bundle|index|prune|usage|pins)\.lock|(tmp|spool-tmp)-[0-9-]+|tmp-fetch-$HEX)|\
+lists/$HEX-$HEX|links/$HEX|incoming/((sweep|sweep-gate|bundle|index|prune|usage|pins)\.lock|(tmp|spool-tmp)-[0-9-]+|tmp-fetch-$HEX)|\
 partials/[^/]+/sha256-$HEX(\.json|\.progress)?)$"
 only_known_names() { # CACHE
   local unknown
