@@ -46,6 +46,15 @@ pub(crate) fn client(settings: &mut Settings) {
     settings.cache.access.by_upstream.insert(upstream, registry);
 }
 
+/// Only [`OURS`] is private.
+fn client_for_ours(settings: &mut Settings) {
+    let upstream = settings.naming.default_upstream.clone().expect("the fake registry");
+    let part = (OURS.parse().expect("a prefix"), PullAccess::Client);
+    let registry = RegistryAccess { parts: vec![part], ..RegistryAccess::default() };
+    settings.cache.access =
+        AccessPolicy { by_upstream: [(upstream, registry)].into(), ..AccessPolicy::default() };
+}
+
 pub(crate) fn authorization(user: &str, password: &str) -> String {
     format!("Basic {}", base64(format!("{user}:{password}").as_bytes()))
 }
@@ -327,13 +336,7 @@ fn a_captive_portal_lets_nobody_in() {
 fn other_repositories_and_the_ping_are_open() {
     let Private { registry, .. } = Private::start();
     registry.require_nothing();
-    let larder = Larder::start_with(&registry, |settings| {
-        let upstream = settings.naming.default_upstream.clone().expect("the fake registry");
-        let part = (OURS.parse().expect("a prefix"), PullAccess::Client);
-        let registry = RegistryAccess { parts: vec![part], ..RegistryAccess::default() };
-        settings.cache.access =
-            AccessPolicy { by_upstream: [(upstream, registry)].into(), ..AccessPolicy::default() };
-    });
+    let larder = Larder::start_with(&registry, client_for_ours);
     assert_eq!(larder.get(&manifest(THEIRS, "v1")).status, 200);
     assert_eq!(larder.get(&manifest(OURS, "v1")).status, 401);
     let ping = larder.get("/v2/");
@@ -375,4 +378,31 @@ fn blobs_of_open_registries_are_served_only_where_they_belong() {
     assert_eq!(larder.get(&blob(OURS, other)).status, 404);
     larder.restart_with(|settings| settings.cache.access.blobs = larder::cache::BlobAccess::Any);
     assert_eq!(larder.get(&blob(OURS, other)).status, 200);
+}
+
+#[test]
+fn cached_blobs_of_open_images_are_served_while_the_registry_is_down_where_nothing_is_known() {
+    let registry = FakeRegistry::start();
+    let (ours, theirs) = two_images(&registry);
+    registry.add("theirs/other", "v1", &Image::sample("other"));
+    let mut larder = Larder::start_with(&registry, client_for_ours);
+    for (image, repository) in [(&ours, OURS), (&theirs, THEIRS)] {
+        assert_eq!(status(&larder, &manifest(repository, "v1"), "ann", "secret"), 200);
+        for layer in image.layers() {
+            let target = blob(repository, &layer.digest);
+            assert_eq!(status(&larder, &target, "ann", "secret"), 200);
+        }
+    }
+    assert_eq!(larder.get(&manifest("theirs/other", "v1")).status, 200);
+    registry.stop();
+    let (private, open) = (&ours.layers()[0], &theirs.layers()[0].digest);
+    for _ in 0..2 {
+        assert_eq!(larder.get(&blob("unknown/app", open)).status, 200);
+        assert_eq!(larder.get(&blob("theirs/other", open)).status, 503, "it has a manifest");
+        for repository in ["unknown/app", "unknown/other", THEIRS] {
+            let got = larder.get(&blob(repository, &private.digest));
+            assert!(got.status == 503 && got.body != private.bytes, "{repository}: {got:?}");
+        }
+        larder.restart();
+    }
 }
