@@ -97,10 +97,10 @@ impl Via {
     }
 
     /// Whether this process waits for a response of one of these Larders about the same content.
-    pub fn is_asked_for(&self, what: &str) -> bool {
+    pub fn is_asked_for(&self, what: impl fmt::Display) -> bool {
         let Some(hops) = &self.hops else { return false };
-        let asked = asked();
-        hops.iter().any(|hop| asked.contains(&(hop.clone(), what.to_owned())))
+        let (what, asked) = (what.to_string(), asked());
+        hops.iter().any(|hop| asked.iter().any(|(of, that)| of == hop && *that == what))
     }
 
     /// Whether a peer of this Larder has sent the request. It is not passed on to another one.

@@ -210,7 +210,7 @@ impl Handlers {
             Err(returned) => return Step::Reply(refuse_loop(&returned, &addressing, request)),
         };
         // Otherwise both would wait until one of them times out.
-        if chain.is_asked_for(&format!("{}{}", addressing.upstream, request.path())) {
+        if chain.is_asked_for(format_args!("{}{}", addressing.upstream, request.path())) {
             return Step::Reply(status::loop_detected(&addressing.upstream));
         }
         chain.enter(|| match self.cache.access(route.name()) {

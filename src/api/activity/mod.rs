@@ -44,6 +44,15 @@ impl<T: Clone> Ring<T> {
         drop(dropped);
     }
 
+    /// Adds an entry by changing the oldest one, whose memory it uses again, or an empty one.
+    fn replace_oldest(&self, empty: impl FnOnce() -> T, fill: impl FnOnce(&mut T)) {
+        let mut entries = self.lock();
+        let oldest = if entries.len() == self.max { entries.pop_front() } else { None };
+        let mut entry = oldest.unwrap_or_else(empty);
+        fill(&mut entry);
+        entries.push_back(entry);
+    }
+
     /// A copy, newest first.
     fn newest_first(&self) -> Vec<T> {
         self.lock().iter().rev().cloned().collect()

@@ -1,6 +1,6 @@
 //! The latest requests of clients.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +8,7 @@ use super::{Ring, up_to};
 use crate::api::access_log::{self, AGENT_CHARS_MAX, USER_CHARS_MAX};
 use crate::http::{Ending, Request};
 
-/// The number of requests that are kept, with at most about a kilobyte each.
+/// The number of requests that are kept, with at most about two kilobytes each.
 const REQUESTS_MAX: usize = 200;
 /// The maximum length of a path and of an error in characters.
 const PATH_CHARS_MAX: usize = 300;
@@ -19,25 +19,28 @@ const ERROR_CHARS_MAX: usize = 300;
 pub(in crate::api) struct RecentRequest {
     /// When it ended.
     pub(in crate::api) time: SystemTime,
-    pub(in crate::api) method: Box<str>,
+    pub(in crate::api) method: String,
     /// Without the query, which may contain credentials.
-    pub(in crate::api) path: Box<str>,
+    pub(in crate::api) path: String,
     pub(in crate::api) status: u16,
     pub(in crate::api) bytes_sent: u64,
     pub(in crate::api) latency: Duration,
     pub(in crate::api) client: IpAddr,
-    pub(in crate::api) agent: Option<Box<str>>,
+    pub(in crate::api) agent: Option<String>,
     pub(in crate::api) user: Option<Arc<str>>,
     /// The fields about the cache in the access log.
-    pub(in crate::api) cache: Option<Box<str>>,
-    pub(in crate::api) reason: Option<Box<str>>,
-    pub(in crate::api) upstream: Option<Box<str>>,
+    pub(in crate::api) cache: Option<String>,
+    pub(in crate::api) reason: Option<String>,
+    pub(in crate::api) upstream: Option<String>,
     /// How it ended, unless the response was complete, and why.
     pub(in crate::api) ended: Option<&'static str>,
-    pub(in crate::api) error: Option<Box<str>>,
+    pub(in crate::api) error: Option<String>,
 }
 
 /// See the description of the module.
+///
+/// Every request of every thread comes here, so the texts stay where they are and are overwritten: to free what another
+/// thread has allocated costs more than the rest.
 pub(in crate::api) struct RecentRequests(Ring<RecentRequest>);
 
 impl Default for RecentRequests {
@@ -46,30 +49,54 @@ impl Default for RecentRequests {
     }
 }
 
+impl RecentRequest {
+    fn empty() -> RecentRequest {
+        RecentRequest {
+            time: SystemTime::UNIX_EPOCH,
+            method: String::new(),
+            path: String::new(),
+            status: 0,
+            bytes_sent: 0,
+            latency: Duration::ZERO,
+            client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            agent: None,
+            user: None,
+            cache: None,
+            reason: None,
+            upstream: None,
+            ended: None,
+            error: None,
+        }
+    }
+}
+
 impl RecentRequests {
     pub(in crate::api) fn note(&self, now: SystemTime, request: &Request, ending: &Ending) {
         let field = |key: &str| {
             let note = ending.notes.iter().find(|(name, _)| *name == key);
-            note.map(|(_, value)| up_to(PATH_CHARS_MAX, value).into())
+            note.map(|(_, value)| up_to(PATH_CHARS_MAX, value))
         };
-        let agent = request.header("user-agent");
+        let method = up_to(AGENT_CHARS_MAX, request.method_text());
+        let path = up_to(PATH_CHARS_MAX, request.path());
+        let agent = request.header("user-agent").map(|agent| up_to(AGENT_CHARS_MAX, agent));
         let ended = access_log::ended(&ending.outcome);
-        self.0.push(RecentRequest {
-            time: now,
-            method: up_to(AGENT_CHARS_MAX, request.method_text()).into(),
-            path: up_to(PATH_CHARS_MAX, request.path()).into(),
-            status: ending.status,
-            bytes_sent: ending.bytes_sent,
-            latency: ending.latency,
-            client: request.peer().ip(),
-            agent: agent.map(|agent| up_to(AGENT_CHARS_MAX, agent).into()),
+        let error = ended.and_then(|(_, why)| why).map(|why| up_to(ERROR_CHARS_MAX, why));
+        self.0.replace_oldest(RecentRequest::empty, |entry| {
+            entry.time = now;
+            method.clone_into(&mut entry.method);
+            path.clone_into(&mut entry.path);
+            entry.status = ending.status;
+            entry.bytes_sent = ending.bytes_sent;
+            entry.latency = ending.latency;
+            entry.client = request.peer().ip();
+            overwrite(&mut entry.agent, agent);
             // A longer name is of somebody who guesses names.
-            user: request.user().filter(|user| user.len() <= USER_CHARS_MAX),
-            cache: field("cache"),
-            reason: field("reason"),
-            upstream: field("upstream"),
-            ended: ended.map(|(word, _)| word),
-            error: ended.and_then(|(_, why)| why).map(|why| up_to(ERROR_CHARS_MAX, why).into()),
+            entry.user = request.user().filter(|user| user.len() <= USER_CHARS_MAX);
+            overwrite(&mut entry.cache, field("cache"));
+            overwrite(&mut entry.reason, field("reason"));
+            overwrite(&mut entry.upstream, field("upstream"));
+            entry.ended = ended.map(|(word, _)| word);
+            overwrite(&mut entry.error, error);
         });
     }
 
@@ -79,9 +106,16 @@ impl RecentRequests {
     }
 }
 
+/// Replaces a text, in its memory if there is some.
+fn overwrite(text: &mut Option<String>, by: Option<&str>) {
+    match (text.as_mut(), by) {
+        (Some(text), Some(by)) => by.clone_into(text),
+        (_, by) => *text = by.map(str::to_owned),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
     use std::time::Instant;
 
     use super::*;
