@@ -26,6 +26,8 @@ HEALTH_PORT=$(free_port)
 registry_start
 link_start 64m
 larder_config "127.0.0.1:$LINK_PORT"
+# The link limits each response, after a first second without a limit: ranges of a blob would pass it at once.
+echo 'connectionsPerBlob: 1' >>"$CASE_DIR/larder.yaml"
 larder_start --health "$HEALTH_PORT"
 
 # Prints how many were served without being cached since larder started.
