@@ -18,7 +18,7 @@ use crate::users::{CheckWait, Verdict};
 /// address.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What clients without credentials are told.
+/// The error message for requests without credentials.
 pub(super) const REQUIRED: &str = "this registry requires a user and a password";
 
 /// Handles a request if its credentials are valid.

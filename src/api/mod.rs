@@ -271,7 +271,7 @@ fn refuse_loop(returned: &Loop, addressing: &Addressing, request: &Request) -> R
 /// What every handler needs besides the request.
 struct Call {
     cache: Cache,
-    /// Who has decided that the client may pull.
+    /// Whether this server or the registry authorized the pull.
     access: PullAccess,
     addressing: Addressing,
     /// The kind of content, as a label value of the metrics.

@@ -97,7 +97,7 @@ pub trait KeySource: Send {
     fn store(&self, keys: &[u8]);
 }
 
-/// Who has sent a valid token, and what it is good for.
+/// The user of a valid token, and the repositories that it may pull.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identity {
     user: String,

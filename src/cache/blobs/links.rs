@@ -49,7 +49,7 @@ pub(super) type LinkFlights = Flights<(ImageName, Digest), (), (), CacheError>;
 pub(super) enum Link {
     /// The repository contains the blob.
     Proven,
-    /// It is said to, which does not count for private blobs.
+    /// A cached manifest names the blob, or the registry cannot be asked. Not sufficient for private blobs.
     Assumed,
 }
 
