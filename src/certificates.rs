@@ -6,9 +6,11 @@
 
 mod algorithms;
 mod verify;
+mod watched_file;
 
 pub use algorithms::provider;
 pub use verify::{AnyServer, client_verifier, server_verifier};
+pub use watched_file::WatchedFile;
 
 use std::fmt;
 use std::fs;

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use subtle::ConstantTimeEq;
 
-use crate::certificates::Stamp;
+use crate::certificates::WatchedFile;
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Algorithm, Digest};
@@ -59,7 +59,7 @@ impl Settings {
 /// The users of an htpasswd file.
 pub struct Users {
     shared: Arc<Shared>,
-    watch: Mutex<Watch>,
+    file: Mutex<WatchedFile>,
 }
 
 impl Drop for Users {
@@ -70,14 +70,6 @@ impl Drop for Users {
         drop(queue);
         self.shared.queue_changed.notify_all();
     }
-}
-
-/// The state of the file when it was last checked.
-struct Watch {
-    path: PathBuf,
-    stamp: Stamp,
-    /// Why the current file cannot be used, once that was logged.
-    refused: Option<String>,
 }
 
 struct Shared {
@@ -150,10 +142,8 @@ impl Users {
     /// # Errors
     /// [`HtpasswdError`].
     pub fn load(settings: &Settings) -> Result<Users, HtpasswdError> {
-        let path = settings.htpasswd.as_path();
-        let stamp = Stamp::of([&path.to_owned()]);
-        let hashes = Arc::new(read(path)?);
-        let known = Known::new(hashes, 0);
+        let (file, hashes) = WatchedFile::open(&settings.htpasswd, read)?;
+        let known = Known::new(Arc::new(hashes), 0);
         let mut salt = [0; 32];
         let random = rustls::crypto::ring::default_provider().secure_random;
         random.fill(&mut salt).map_err(|_| HtpasswdError::System {
@@ -171,13 +161,12 @@ impl Users {
             .name("passwords".into())
             .spawn(move || checker.check_all())
             .map_err(|source| HtpasswdError::System { source: Arc::new(source) })?;
-        let watch = Mutex::new(Watch { path: path.to_owned(), stamp, refused: None });
-        Ok(Users { shared, watch })
+        Ok(Users { shared, file: Mutex::new(file) })
     }
 
     /// The settings these users were loaded with.
     pub fn settings(&self) -> Settings {
-        Settings { htpasswd: self.watch().path.clone() }
+        Settings { htpasswd: lock(&self.file).path().to_owned() }
     }
 
     /// Whether `user` may pull with `password`, as presented by `client`. Does not block.
@@ -209,35 +198,20 @@ impl Users {
 
     /// Reloads the file if it has changed. If it cannot be used, the current users stay, and that is logged once.
     pub fn look(&self) {
-        let mut watch = self.watch();
-        // Taken before the file is read, so that the next call finds a change that happens meanwhile.
-        let stamp = Stamp::of([&watch.path]);
-        if stamp == watch.stamp && watch.refused.is_none() {
-            return;
-        }
-        match read(&watch.path) {
-            Ok(hashes) => {
+        let mut file = lock(&self.file);
+        match file.reread(read) {
+            None => {}
+            Some(Ok(hashes)) => {
                 let count = hashes.len();
                 // The new users count before the line is logged, so whoever reads the line can rely on it.
                 lock(&self.shared.known).replace(hashes);
-                log::info!(file:% = watch.path.display(), count; "serverAuthConfig: reloaded");
-                (watch.stamp, watch.refused) = (stamp, None);
+                log::info!(file:% = file.path().display(), count; "serverAuthConfig: reloaded");
             }
-            Err(error) => {
-                let text = error.to_string();
-                if watch.refused.as_ref() != Some(&text) {
-                    log::error!(
-                        error = text.as_str();
-                        "serverAuthConfig: cannot reload; keeping the current users"
-                    );
-                    watch.refused = Some(text);
-                }
-            }
+            Some(Err(error)) => log::error!(
+                error = error.as_str();
+                "serverAuthConfig: cannot reload; keeping the current users"
+            ),
         }
-    }
-
-    fn watch(&self) -> MutexGuard<'_, Watch> {
-        lock(&self.watch)
     }
 }
 

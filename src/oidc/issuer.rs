@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::mem;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Instant, SystemTime};
@@ -13,14 +13,14 @@ use super::keys::KeySet;
 use super::schedule::Schedule;
 use super::token::{Refusal, Unverified, check_claims};
 use super::{Identity, IssuerSettings, KeySource, OidcError, Unfetched};
-use crate::certificates::Stamp;
+use crate::certificates::WatchedFile;
 use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Algorithm, Digest};
 
 pub(super) struct Issuer {
     shared: Arc<Shared>,
-    /// The file with its keys, and its state when it was last read.
-    file: Option<Mutex<Watch>>,
+    /// The file with its keys.
+    file: Option<Mutex<WatchedFile>>,
 }
 
 impl Drop for Issuer {
@@ -33,13 +33,6 @@ impl Drop for Issuer {
         drop(leader);
         self.shared.fetches_changed.notify_all();
     }
-}
-
-struct Watch {
-    path: PathBuf,
-    stamp: Stamp,
-    /// Why the current file cannot be used, once that was logged.
-    refused: Option<String>,
 }
 
 struct Shared {
@@ -77,11 +70,9 @@ pub(super) enum Answer {
 
 impl Issuer {
     pub(super) fn with_file(settings: IssuerSettings, path: &Path) -> Result<Issuer, OidcError> {
-        // Taken before the file is read, so that the next look finds a change that happens meanwhile.
-        let stamp = Stamp::of([&path.to_owned()]);
-        let shared = Shared::new(settings, Some(Arc::new(read(path)?)));
-        let watch = Watch { path: path.to_owned(), stamp, refused: None };
-        Ok(Issuer { shared: Arc::new(shared), file: Some(Mutex::new(watch)) })
+        let (file, keys) = WatchedFile::open(path, read)?;
+        let shared = Shared::new(settings, Some(Arc::new(keys)));
+        Ok(Issuer { shared: Arc::new(shared), file: Some(Mutex::new(file)) })
     }
 
     /// Begins with the keys of `before`, or else with those that were stored.
@@ -188,31 +179,21 @@ impl Issuer {
 
     /// Reads the file again if it has changed.
     pub(super) fn look(&self) {
-        let Some(watch) = &self.file else { return };
-        let mut watch = lock(watch);
-        let stamp = Stamp::of([&watch.path]);
-        if stamp == watch.stamp && watch.refused.is_none() {
-            return;
-        }
-        match read(&watch.path) {
-            Ok(keys) => {
+        let Some(file) = &self.file else { return };
+        let mut file = lock(file);
+        match file.reread(read) {
+            None => {}
+            Some(Ok(keys)) => {
                 let count = keys.len();
                 self.shared.replace(keys);
                 log::info!(
-                    file:% = watch.path.display(), count; "serverAuthConfig.oidc: keys reloaded"
+                    file:% = file.path().display(), count; "serverAuthConfig.oidc: keys reloaded"
                 );
-                (watch.stamp, watch.refused) = (stamp, None);
             }
-            Err(error) => {
-                let text = error.to_string();
-                if watch.refused.as_ref() != Some(&text) {
-                    log::error!(
-                        error = text.as_str();
-                        "serverAuthConfig: cannot reload keys; keeping the current ones"
-                    );
-                    watch.refused = Some(text);
-                }
-            }
+            Some(Err(error)) => log::error!(
+                error = error.as_str();
+                "serverAuthConfig: cannot reload keys; keeping the current ones"
+            ),
         }
     }
 }
