@@ -108,9 +108,8 @@ pub(super) fn answer(
         login: Login { user, password },
         checked,
         chain: via::current(),
-        deadline: None,
     };
-    check.start(request, context)
+    check.start(None, request, context)
 }
 
 /// Serves a peer, which has asked the registry for its client.
@@ -139,12 +138,11 @@ struct Check {
     checked: Checked,
     /// The Larders that the request has passed.
     chain: Via,
-    /// Until when the client waits, once it does.
-    deadline: Option<Instant>,
 }
 
 impl Check {
-    fn start(self, request: &Request, context: &Context<'_>) -> Step {
+    /// Begins, or begins again for a client that waits until `deadline`.
+    fn start(self, deadline: Option<Instant>, request: &Request, context: &Context<'_>) -> Step {
         let wanted = match &self.checked.route {
             Route::Manifest { reference, .. } => Wanted::Manifest(reference.clone()),
             Route::Blob { digest, .. } => Wanted::Blob(*digest),
@@ -157,9 +155,8 @@ impl Check {
         {
             Ok(AccessLookup::Granted(pass)) => self.admit(pass, request, context),
             Ok(AccessLookup::Wait(wait)) => {
-                let deadline = self.deadline.unwrap_or_else(|| context.now() + wait.patience());
-                let check = Check { deadline: Some(deadline), ..self };
-                Box::new(Waiting { check, wait, deadline }).resume(request, context)
+                let deadline = deadline.unwrap_or_else(|| context.now() + wait.patience());
+                Box::new(Waiting { check: self, wait, deadline }).resume(request, context)
             }
             Err(error) => Step::Reply(self.refuse(&error)),
         }
@@ -203,7 +200,9 @@ impl Pending for Waiting {
         match wait.poll(context.waker()) {
             Poll::Ready(Some(Ok(pass))) => check.admit(pass, request, context),
             Poll::Ready(Some(Err(error))) => Step::Reply(check.refuse(&error)),
-            Poll::Ready(None) if context.now() < deadline => check.start(request, context),
+            Poll::Ready(None) if context.now() < deadline => {
+                check.start(Some(deadline), request, context)
+            }
             Poll::Pending if context.now() < deadline => {
                 Step::Wait(Box::new(Waiting { check, wait, deadline }))
             }

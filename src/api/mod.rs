@@ -155,11 +155,12 @@ impl Handler for Api {
             return Step::Reply(access::token(request));
         }
         let auth = self.auth();
-        match (auth.is_required(), self.handlers.is_for_registry(request)) {
-            (true, false) => login::answer(&self.handlers, &auth, request, context),
-            (true, true) => self.handlers.answer(&auth, Admission::None, request, context),
-            (false, _) => self.handlers.answer(&auth, Admission::Everything, request, context),
-        }
+        let admission = match auth.is_required() {
+            false => Admission::Everything,
+            true if self.handlers.is_for_registry(request) => Admission::None,
+            true => return login::answer(&self.handlers, &auth, request, context),
+        };
+        self.handlers.answer(&auth, admission, request, context)
     }
 
     fn finished(&self, request: &Request, ending: &Ending) {

@@ -115,15 +115,13 @@ impl BlobCache {
         if access.blobs_of(name) == BlobAccess::Any {
             return true;
         }
-        let link = lock(&self.links).get(&(name.clone(), *digest)).copied();
-        match link {
-            Some(Link::Proven) => true,
-            link => {
-                let is_assumed =
-                    link.is_some() || self.manifests.stated_size(name, digest).is_some();
-                is_assumed && !(access.has_clients() && self.core.private.may_have(digest))
-            }
+        let is_open = || !(access.has_clients() && self.core.private.may_have(digest));
+        // The usual case first: a pull of an image whose manifest this process knows.
+        if self.manifests.stated_size(name, digest).is_some() && is_open() {
+            return true;
         }
+        let link = lock(&self.links).get(&(name.clone(), *digest)).copied();
+        link.is_some_and(|link| link == Link::Proven || is_open())
     }
 
     fn is_own_download(&self, name: &ImageName, digest: &Digest, found: &BlobLookup) -> bool {
