@@ -192,6 +192,15 @@ impl Store {
         self.inner.writable.load(Ordering::Acquire)
     }
 
+    /// # Errors
+    /// [`StoreError::ReadOnly`] unless [`Store::is_writable`].
+    pub(in crate::store) fn require_writable(&self) -> Result<(), StoreError> {
+        match self.is_writable() {
+            true => Ok(()),
+            false => Err(StoreError::ReadOnly { root: self.root().to_owned() }),
+        }
+    }
+
     /// Checks again whether a directory that refused writes accepts them: a process may have been started while
     /// descriptors or space were missing, or before a volume became writable.
     pub fn probe(&self) {

@@ -38,9 +38,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the directory is read-only or a write fails.
     pub fn digesting_writer(&self, algorithm: Algorithm) -> Result<DigestingWriter, StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let mut round = 0;
         loop {
             round += 1;

@@ -131,9 +131,7 @@ impl Store {
         expected_bytes: Option<u64>,
         if_missing: IfMissing,
     ) -> Result<Begin, StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let path = self.inner.layout.partial(upstream, digest);
         for _ in 0..LOCK_ROUNDS_MAX {
             let Some(file) = self.open_partial_file(&path, if_missing)? else {

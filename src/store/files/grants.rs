@@ -174,9 +174,7 @@ impl Store {
     }
 
     pub(super) fn prepare_grants(&self) -> Result<(), StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let directory = self.inner.layout.grants();
         let is_closed = |metadata: fs::Metadata| metadata.permissions().mode() & 0o077 == 0;
         if fs::metadata(&directory).is_ok_and(is_closed) {

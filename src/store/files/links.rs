@@ -37,9 +37,7 @@ impl Store {
         digests: impl IntoIterator<Item = &'a Digest>,
     ) -> Result<(), StoreError> {
         let lines: String = digests.into_iter().map(|digest| format!("{digest}\n")).collect();
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let path = self.inner.layout.links(name);
         let append = || {
             if let Some(directory) = path.parent() {

@@ -62,9 +62,7 @@ impl Store {
         path: &Path,
         record: &impl Serialize,
     ) -> Result<(), StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let json = serde_json::to_vec(record)
             .map_err(|error| StoreError::write(path, io::Error::other(error)))?;
         self.inner.replace(path, &json)

@@ -146,9 +146,7 @@ impl Store {
 
     /// As [`Store::unlinked_file`], without content.
     pub(in crate::store) fn create_unlinked_file(&self) -> Result<File, StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let path = self.inner.layout.temporary();
         let failed = |error| StoreError::write(&path, error);
         let created = File::options().read(true).write(true).create_new(true).open(&path);

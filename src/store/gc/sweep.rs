@@ -82,9 +82,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the directory is read-only or a write fails.
     pub fn begin_sweep(&self) -> Result<Result<Sweep, SweepLocked>, StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let path = self.inner.layout.prune_lock();
         let prune_lock = self.inner.layout.open_lock(&path).and_then(FileLock::try_exclusive);
         let Some(prune_lock) = prune_lock.map_err(|error| StoreError::write(&path, error))? else {

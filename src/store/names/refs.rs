@@ -44,9 +44,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if a write fails.
     pub fn put_tag(&self, name: &ImageName, tag: &Tag, is: &TagRecord) -> Result<(), StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let lock = self.commit_lock()?;
         let is_recorded = self.manifest(name, &is.digest, Access::Look).is_some();
         if !is_recorded && self.blob(&is.digest, Some(is.size)).is_some() {
@@ -123,9 +121,7 @@ impl Store {
         digest: Option<&Digest>,
         decision: Decision,
     ) -> Result<Option<HeldManifest>, StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let _lock = self.commit_lock()?;
         let _decisions = self.lock_decisions()?;
         let Some(record) = self.find_tag(name, tag, Access::Look)? else { return Ok(None) };
@@ -192,9 +188,7 @@ impl Store {
         digest: &Digest,
         is: &ManifestRecord,
     ) -> Result<(), StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         self.put_manifest_under(&self.commit_lock()?, name, digest, is)
     }
 

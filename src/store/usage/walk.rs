@@ -212,9 +212,7 @@ impl Store {
         clock: &dyn Fn() -> SystemTime,
         keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<Option<UsageSummary>, StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let path = self.inner.layout.usage_images();
         let write = |error| StoreError::write(&path, error);
         let lock = self.inner.layout.open_lock(&self.inner.layout.usage_lock());

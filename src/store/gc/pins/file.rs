@@ -162,9 +162,7 @@ impl Store {
         &self,
         change: impl FnOnce(String) -> (String, usize),
     ) -> Result<usize, StoreError> {
-        if !self.is_writable() {
-            return Err(StoreError::ReadOnly { root: self.root().to_owned() });
-        }
+        self.require_writable()?;
         let (path, lock) = (self.inner.layout.pins(), self.inner.layout.pins_lock());
         let lock = self.inner.layout.open_lock(&lock).and_then(FileLock::exclusive);
         let _lock = lock.map_err(|error| StoreError::write(&path, error))?;
