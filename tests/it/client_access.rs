@@ -1,12 +1,11 @@
 //! TLS to clients and passwords of clients, from the configuration and through its changes.
 
-use std::fs;
 use std::path::PathBuf;
 
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::{Process, run};
-use crate::support::{Authority, Connection, FakeRegistry, Image, Response, base64};
+use crate::support::{Authority, Connection, FakeRegistry, Image, Response, base64, replace_file};
 
 const REPOSITORY: &str = "team/app";
 const NAME: &str = "registry.test";
@@ -36,11 +35,8 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// Replaces a file, so that it differs even if the clock of the file system is coarse.
     fn put(&self, name: &str, text: &str) {
-        let new = self.path("new");
-        fs::write(&new, text).expect("a file can be written");
-        fs::rename(new, self.path(name)).expect("a file can be replaced");
+        replace_file(&self.path(name), text);
     }
 
     /// Writes the certificate and key of the server.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::{Process, larder, run};
-use crate::support::{FakeRegistry, Image, Response, base64};
+use crate::support::{FakeRegistry, Image, Response, base64, replace_file};
 
 const OURS: &str = "team-a/app";
 const THEIRS: &str = "team-b/app";
@@ -89,11 +89,8 @@ impl Site {
         self.directory.path().join(name)
     }
 
-    /// Replaces a file, so that it differs even if the clock of the file system is coarse.
     fn put(&self, name: &str, text: &str) {
-        let new = self.path("new");
-        fs::write(&new, text).expect("a file can be written");
-        fs::rename(new, self.path(name)).expect("a file can be replaced");
+        replace_file(&self.path(name), text);
     }
 
     /// The configuration, with these keys of the issuer and these of the server.

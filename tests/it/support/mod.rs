@@ -9,7 +9,7 @@
 //! | `token.rs` | [`TokenServer`]: bearer tokens: issued, refused, revoked |
 //! | `proxy.rs` | [`FakeProxy`]: a proxy with scripted targets that records its requests |
 //! | `aws.rs` | [`FakeAws`]: Amazon's login, key and metadata services |
-//! | `script.rs` | [`script`]: scripts for Larder to run |
+//! | `script.rs` | [`script`], [`replace_file`]: scripts for Larder to run, files that it reads again |
 //! | `tls.rs` | [`Authority`], [`Identity`]: certificates |
 //! | `client.rs` | [`Connection`] and one-line requests that report how a response ended |
 //! | `response.rs` | [`Response`]: a response and how it ended |
@@ -77,7 +77,7 @@ pub use port::reserve_port;
 pub use proxy::FakeProxy;
 pub use registry::FakeRegistry;
 pub use response::{End, Head, Response};
-pub use script::script;
+pub use script::{replace_file, script};
 pub use tls::{Authority, Identity, self_signed};
 pub use token::{Account, TokenAnswer, TokenServer};
 pub use wire::Recorded;

@@ -1,5 +1,6 @@
-//! Scripts that Larder runs.
+//! Files for Larder: scripts that it runs, and files that it reads again.
 
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -19,4 +20,11 @@ pub fn script(path: &Path, text: &str) {
     stdin.write_all(format!("#!/bin/sh\n{text}\n").as_bytes()).expect("the shell reads");
     drop(stdin);
     assert!(writer.wait().expect("the shell ends").success());
+}
+
+/// Replaces a file, so that it differs even if the clock of the file system is coarse.
+pub fn replace_file(path: &Path, text: &str) {
+    let new = path.with_file_name("new");
+    fs::write(&new, text).expect("a file can be written");
+    fs::rename(new, path).expect("a file can be replaced");
 }
