@@ -66,7 +66,7 @@ pub enum Command {
     Export(Export),
     /// Check the cache for damage and missing content.
     Verify(Verify),
-    /// Check whether registries, parents and the bucket can be used.
+    /// Check whether registries, parents, the bucket and issuers of tokens can be used.
     Check(Check),
     /// List tags that have moved, and accept or reject moves.
     Tags(Tags),

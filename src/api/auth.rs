@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::oidc::{Identity, Issuers};
+use crate::oidc::{Identity, IssuerStatus, Issuers};
 use crate::users::Users;
 
 /// The users and issuers of `serverAuthConfig`. Without either, everyone may use this server.
@@ -18,6 +18,11 @@ impl ServerAuth {
     /// Whether clients need credentials.
     pub(super) fn is_required(&self) -> bool {
         self.users.is_some() || self.issuers.is_some()
+    }
+
+    /// The keys of the issuers.
+    pub(super) fn issuer_status(&self) -> Vec<IssuerStatus> {
+        self.issuers.as_ref().map(|issuers| issuers.status()).unwrap_or_default()
     }
 
     /// Whether these credentials are for this server, valid or not. Then no registry may see them.

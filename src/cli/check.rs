@@ -12,7 +12,7 @@ use argh::{ArgsInfo, FromArgs};
 #[argh(subcommand, name = "check")]
 pub struct Check {
     /// registries such as docker.io, or images such as ghcr.io/org/app:1 (default: all registries in the
-    /// configuration, the parents, and the bucket)
+    /// configuration, the parents, the bucket, and the issuers of tokens)
     #[argh(positional)]
     pub targets: Vec<String>,
     /// URL under which clients reach a Larder, e.g. http://localhost:31080: pull from there, for this machine's

@@ -1,6 +1,8 @@
-//! `larder check`: whether registries, parents and the bucket can be used, and what to do if not.
+//! `larder check`: whether registries, parents, the bucket and the issuers of tokens can be used, and what to do if not.
 
+use std::fs;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -12,12 +14,16 @@ use crate::cli;
 use crate::client_config::Server;
 use crate::config::Settings;
 use crate::oci::Reference;
+use crate::oidc::{self, IssuerSettings, KeysFrom};
 use crate::store::StoredImage;
 use crate::upstream::{
     self, Bucket, CheckState, CheckStep, Credentials, Endpoint, EndpointCheck, EndpointKind,
-    EndpointSettings, Registries, RegistrySettings, Scheme, Sources, TlsSettings, UpstreamError,
+    EndpointSettings, IssuerClient, Registries, RegistrySettings, Scheme, Sources, TlsSettings,
+    UpstreamError,
 };
 
+/// The kind of what needs no explanation.
+const REGISTRY: &str = EndpointKind::Registry.as_str();
 /// The indentation of a remedy.
 const REMEDY: &str = "                              ";
 
@@ -68,9 +74,12 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
         {
             report.add("objectStore", vec![check_bucket(&bucket, tier.uploads.is_read_only)]);
         }
+        for entry in settings.oidc.iter().flat_map(|oidc| &oidc.issuers) {
+            report.add("serverAuthConfig.oidc", vec![check_issuer(entry, settings)]);
+        }
         if report.all.is_empty() {
-            let text = "check: the configuration has no registries, parents or objectStore; name registries or \
-                        images, for example docker.io or docker.io/library/alpine:latest";
+            let text = "check: the configuration has no registries, parents, objectStore or serverAuthConfig.oidc; \
+                        name registries or images, for example docker.io or docker.io/library/alpine:latest";
             return Err(CommandError::Usage(text.into()));
         }
     }
@@ -100,7 +109,7 @@ fn check_target(registries: &Registries, target: &CheckTarget) -> Vec<EndpointCh
 fn refused(target: &CheckTarget, error: &UpstreamError) -> Vec<EndpointCheck> {
     let steps = vec![CheckStep::failed("address", error.to_string(), "")];
     let url = target.upstream.to_string();
-    vec![EndpointCheck { url, kind: EndpointKind::Registry, steps }]
+    vec![EndpointCheck { url, kind: REGISTRY, steps }]
 }
 
 /// `--server` as an endpoint, with its TLS.
@@ -171,7 +180,7 @@ fn pull(
     let mut checks = checks.unwrap_or_else(|error| refused(target, &error));
     for check in &mut checks {
         // To its clients, the Larder is the registry, and they may connect to any address.
-        check.kind = EndpointKind::Registry;
+        check.kind = REGISTRY;
         check.steps.retain(|step| step.name != "address" || step.state == CheckState::Failed);
     }
     Ok(checks)
@@ -183,7 +192,36 @@ fn check_bucket(bucket: &Bucket, is_read_only: bool) -> EndpointCheck {
         Ok(capabilities) => CheckStep::passed("bucket", capabilities),
         Err(error) => CheckStep::failed("bucket", error.to_string(), ""),
     };
-    EndpointCheck { url: bucket.store.url(), kind: EndpointKind::Bucket, steps: vec![step] }
+    let kind = EndpointKind::Bucket.as_str();
+    EndpointCheck { url: bucket.store.url(), kind, steps: vec![step] }
+}
+
+/// The keys of an issuer, from where the server gets them.
+fn check_issuer(entry: &IssuerSettings, settings: &Settings) -> EndpointCheck {
+    let (mut check, keys) = match &entry.keys {
+        KeysFrom::Discovery(discovery) => {
+            let proxies = Arc::new(settings.upstream.proxies.clone());
+            IssuerClient::new(entry.issuer.clone(), discovery.clone(), &proxies).check()
+        }
+        KeysFrom::File(path) => {
+            let url = entry.issuer.to_string();
+            let mut check = EndpointCheck { url, kind: "issuer", steps: Vec::new() };
+            let read = fs::read(path).map_err(|error| {
+                let text = format!("cannot read {}: {error}", path.display());
+                check.steps.push(CheckStep::failed(
+                    "keys",
+                    text,
+                    "correct keys, or the mode of the file",
+                ));
+            });
+            (check, read.ok())
+        }
+    };
+    check.steps.extend(keys.map(|json| match oidc::describe_keys(&json) {
+        Ok(keys) => CheckStep::passed("keys", keys),
+        Err(reason) => CheckStep::failed("keys", reason, "correct issuer or keys"),
+    }));
+    check
 }
 
 /// The results so far. Text is printed at once, since a check can take a minute.
@@ -223,10 +261,7 @@ impl Report {
 }
 
 fn print(out: &mut dyn Write, target: &str, check: &EndpointCheck) -> io::Result<()> {
-    let what = match check.kind {
-        EndpointKind::Registry => String::new(),
-        kind => format!(" ({})", kind.as_str()),
-    };
+    let what = if check.kind == REGISTRY { String::new() } else { format!(" ({})", check.kind) };
     writeln!(out, "{target}: {}{what}", check.url)?;
     for step in &check.steps {
         writeln!(out, "  {:<12}  {:<12}  {}", step.name, step.state.as_str(), step.text)?;
@@ -245,7 +280,7 @@ mod tests {
     fn results_are_printed_with_remedies() {
         let check = EndpointCheck {
             url: "https://r.example".into(),
-            kind: EndpointKind::Larder,
+            kind: EndpointKind::Larder.as_str(),
             steps: vec![
                 CheckStep::passed("name", "192.0.2.1"),
                 CheckStep::failed("connection", "refused", "start it"),

@@ -107,9 +107,8 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let setting = Setting {
         cache: cache.clone(),
         sync: sync.clone(),
-        naming: api.naming(),
+        api: Arc::clone(&api),
         edge: server.controller(),
-        activity: api.activity(),
         lines,
         configuration: configuration.clone(),
         token: settings.management.token_file.clone().map(token),

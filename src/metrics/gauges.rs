@@ -42,6 +42,11 @@ struct OfSync {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfIssuer {
+    issuer: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfEndpoint {
     registry: Arc<str>,
     endpoint: String,
@@ -100,6 +105,8 @@ pub struct Gauges {
     pub bucket: Option<BucketGauges>,
     /// The entries of `sync`.
     pub syncs: Vec<SyncGauges>,
+    /// The issuers in `serverAuthConfig.oidc`.
+    pub issuers: Vec<IssuerGauges>,
     /// The results of the last walk over the images.
     pub usage: Option<UsageGauges>,
 }
@@ -126,6 +133,17 @@ pub struct SyncGauges {
     pub images: u64,
     /// The images that were missing.
     pub missing: u64,
+}
+
+/// An issuer of tokens, whose URL is in the configuration.
+#[derive(Debug, Clone)]
+pub struct IssuerGauges {
+    /// Its URL.
+    pub issuer: String,
+    /// The number of its keys.
+    pub keys: usize,
+    /// Whether newer keys cannot be fetched or read.
+    pub is_failing: bool,
 }
 
 /// A fetch pool.
@@ -291,6 +309,7 @@ impl Gauges {
         to.register("events", "Events", events);
         self.register_work(metrics, to);
         register_syncs(&self.syncs, to);
+        register_issuers(&self.issuers, to);
     }
 
     fn register_work(&self, metrics: &Metrics, to: &mut Registry) {
@@ -373,6 +392,20 @@ fn register_syncs(syncs: &[SyncGauges], to: &mut Registry) {
     to.register("sync_images", help, images);
     let help = "Images that were missing after the last run of an entry of sync";
     to.register("sync_missing_images", help, missing);
+}
+
+/// Registers the keys of issuers.
+fn register_issuers(issuers: &[IssuerGauges], to: &mut Registry) {
+    let families = || Family::<OfIssuer, Gauge>::default();
+    let (keys, failing) = (families(), families());
+    for entry in issuers {
+        let of = OfIssuer { issuer: entry.issuer.clone() };
+        keys.get_or_create(&of).set(saturating(entry.keys));
+        failing.get_or_create(&of).set(entry.is_failing.into());
+    }
+    to.register("issuer_keys", "Keys of an issuer, which verify its tokens", keys);
+    let help = "1 if newer keys of an issuer cannot be fetched or read";
+    to.register("issuer_keys_failing", help, failing);
 }
 
 /// Registers images and bytes for each registry; registries without a label are added up.

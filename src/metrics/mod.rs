@@ -21,7 +21,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-pub use gauges::{BucketGauges, EndpointGauges, Gauges, PoolGauges, SyncGauges, UsageGauges};
+pub use gauges::{
+    BucketGauges, EndpointGauges, Gauges, IssuerGauges, PoolGauges, SyncGauges, UsageGauges,
+};
 use history::History;
 pub use history::{Recorded, Span, Step};
 

@@ -12,7 +12,7 @@ use super::claims::{self, Claims};
 use super::keys::KeySet;
 use super::schedule::Schedule;
 use super::token::{Refusal, Unverified, check_claims};
-use super::{Identity, IssuerSettings, KeySource, OidcError, Unfetched};
+use super::{Identity, IssuerSettings, IssuerStatus, KeySource, OidcError, Unfetched};
 use crate::certificates::WatchedFile;
 use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Algorithm, Digest};
@@ -51,6 +51,8 @@ struct Known {
     keys: Option<Arc<KeySet>>,
     /// Tokens that were accepted with these keys.
     accepted: Accepted,
+    /// Since when newer keys cannot be fetched or read.
+    failing_since: Option<SystemTime>,
 }
 
 #[derive(Default)]
@@ -94,6 +96,13 @@ impl Issuer {
 
     pub(super) fn settings(&self) -> &IssuerSettings {
         &self.shared.settings
+    }
+
+    pub(super) fn status(&self) -> IssuerStatus {
+        let issuer = self.settings().issuer.clone();
+        let known = lock(&self.shared.known);
+        let keys = known.keys.as_ref().map_or(0, |keys| keys.len());
+        IssuerStatus { issuer, keys, failing_since: known.failing_since }
     }
 
     /// Checks a token of this issuer. `text` is the token as it was sent.
@@ -185,15 +194,19 @@ impl Issuer {
             None => {}
             Some(Ok(keys)) => {
                 let count = keys.len();
+                self.shared.note(true);
                 self.shared.replace(keys);
                 log::info!(
                     file:% = file.path().display(), count; "serverAuthConfig.oidc: keys reloaded"
                 );
             }
-            Some(Err(error)) => log::error!(
-                error = error.as_str();
-                "serverAuthConfig: cannot reload keys; keeping the current ones"
-            ),
+            Some(Err(error)) => {
+                self.shared.note(false);
+                log::error!(
+                    error = error.as_str();
+                    "serverAuthConfig: cannot reload keys; keeping the current ones"
+                );
+            }
         }
     }
 }
@@ -202,7 +215,7 @@ impl Shared {
     fn new(settings: IssuerSettings, keys: Option<Arc<KeySet>>) -> Shared {
         Shared {
             settings,
-            known: Mutex::new(Known { keys, accepted: Accepted::default() }),
+            known: Mutex::new(Known { keys, ..Known::default() }),
             running: Flights::new(),
             fetches: Mutex::default(),
             fetches_changed: Condvar::new(),
@@ -216,8 +229,16 @@ impl Shared {
             return false;
         }
         // Tokens that were signed with a key that has left the set are refused from now on.
-        *known = Known { keys: Some(Arc::new(keys)), accepted: Accepted::default() };
+        known.keys = Some(Arc::new(keys));
+        known.accepted = Accepted::default();
         true
+    }
+
+    /// Notes whether the keys could be fetched or read.
+    fn note(&self, is_ok: bool) {
+        let mut known = lock(&self.known);
+        let since = known.failing_since.filter(|_| !is_ok);
+        known.failing_since = since.or_else(|| (!is_ok).then(SystemTime::now));
     }
 
     /// Waits for the time of the next fetch, and begins it. Returns `None` once the issuer is dropped.
@@ -246,6 +267,7 @@ impl Shared {
                 Ok((json, keys))
             });
             lock(&self.fetches).schedule.end(fetched.is_err());
+            self.note(fetched.is_ok());
             let issuer = self.settings.issuer.as_str();
             match fetched {
                 Ok((json, keys)) => {

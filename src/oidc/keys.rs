@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::oci::json_reason;
+use crate::units::plural;
 
 /// The most keys of an issuer. Large issuers publish about ten. A token without `kid` is tried with each.
 const KEYS_MAX: usize = 32;
@@ -57,6 +58,18 @@ impl KeySet {
 
     pub(super) fn len(&self) -> usize {
         self.keys.len()
+    }
+
+    /// The number of its keys, and their algorithms.
+    pub(super) fn describe(&self) -> String {
+        let mut algorithms: Vec<Algorithm> = Vec::new();
+        for algorithm in self.keys.iter().flat_map(|key| &key.algorithms) {
+            if !algorithms.contains(algorithm) {
+                algorithms.push(*algorithm);
+            }
+        }
+        let names: Vec<String> = algorithms.iter().map(|name| format!("{name:?}")).collect();
+        format!("{} ({})", plural(self.keys.len(), "key"), names.join(", "))
     }
 
     /// The keys for a token: those with its `kid`, or else those without one. All of them for a token without `kid`.
@@ -185,6 +198,8 @@ mod tests {
         {
             assert_eq!(parse(json!([ec(usable.clone())])).unwrap().len(), 1, "{usable}");
         }
+        let two = parse(json!([ec(json!({})), ec(json!({"kid": "b"})), json!(7)])).unwrap();
+        assert_eq!(two.describe(), "2 keys (ES256)");
     }
 
     #[test]

@@ -34,6 +34,7 @@ use crate::flight::Follower;
 use crate::oci::{ImageName, NamePattern, Pattern};
 use crate::upstream::{DiscoverySettings, IssuerUrl};
 use issuer::{Answer, Issuer};
+use keys::KeySet;
 use token::{TOKEN_BYTES_MAX, Unverified};
 
 pub use claims::check_path;
@@ -114,6 +115,17 @@ impl Identity {
     pub fn may_pull(&self, name: &ImageName) -> bool {
         self.repositories.is_empty() || self.repositories.iter().any(|each| each.covers(name))
     }
+}
+
+/// The keys of an issuer, for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuerStatus {
+    /// The issuer.
+    pub issuer: IssuerUrl,
+    /// The number of its keys. Without one, its tokens cannot be verified.
+    pub keys: usize,
+    /// Since when newer keys cannot be fetched or read.
+    pub failing_since: Option<SystemTime>,
 }
 
 /// The result of a check.
@@ -208,6 +220,11 @@ impl Issuers {
         })
     }
 
+    /// The state of each issuer.
+    pub fn status(&self) -> Vec<IssuerStatus> {
+        self.issuers.iter().map(Issuer::status).collect()
+    }
+
     /// Checks a password again after [`Verdict::Wait`], and does not wait any more.
     ///
     /// # Errors
@@ -235,6 +252,14 @@ impl Issuers {
     fn issuer_of(&self, token: &Unverified<'_>) -> Option<&Issuer> {
         self.issuers.iter().find(|issuer| issuer.settings().issuer.as_str() == token.issuer)
     }
+}
+
+/// What a JSON Web Key Set consists of, for `larder check`: the number of its usable keys, and their algorithms.
+///
+/// # Errors
+/// Why it cannot be used.
+pub fn describe_keys(json: &[u8]) -> Result<String, String> {
+    KeySet::parse(json).map(|keys| keys.describe()).map_err(|error| error.to_string())
 }
 
 impl Settings {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use ureq::http::{Request, header};
 
+use super::check::{self, CheckStep, EndpointCheck};
 use super::error::{UpstreamError, UpstreamErrorKind};
 use super::network::{Guard, LazyAgent, Location, ProxySettings, Timeouts, TlsSettings};
 use super::response::{check_encoding, read_body};
@@ -94,6 +95,30 @@ impl IssuerClient {
     /// [`UpstreamError`], also for a status other than 200, a document of another issuer, and a token that cannot be
     /// read.
     pub fn keys(&self) -> Result<Vec<u8>, UpstreamError> {
+        self.get(&self.discover()?)
+    }
+
+    /// Tries how the issuer is reached and what it answers. Returns its key set too, if that was received. Blocks.
+    pub fn check(&self) -> (EndpointCheck, Option<Vec<u8>>) {
+        let mut steps = Vec::new();
+        let keys = self.try_keys(&mut steps);
+        (EndpointCheck { url: self.url.to_string(), kind: "issuer", steps }, keys)
+    }
+
+    fn try_keys(&self, steps: &mut Vec<CheckStep>) -> Option<Vec<u8>> {
+        if !check::examine(&self.agent, Guard::Any, &self.url.document()?, steps) {
+            return None;
+        }
+        let location = or_failed("discovery", self.discover(), steps)?;
+        steps.push(CheckStep::passed(
+            "discovery",
+            format!("its keys are at {}", location.for_log()),
+        ));
+        or_failed("keys", self.get(&location), steps)
+    }
+
+    /// Where its keys are.
+    fn discover(&self) -> Result<Location, UpstreamError> {
         #[derive(Deserialize)]
         struct Document {
             issuer: String,
@@ -109,7 +134,7 @@ impl IssuerClient {
         // The API server of Kubernetes names itself by another address, and demands the token there as well. Whoever
         // could write another address into the document has received the token with the request for it.
         match Location::parse(&document.jwks_uri).filter(Location::is_https) {
-            Some(keys) => self.get(&keys),
+            Some(keys) => Ok(keys),
             None => Err(self.bad(format!("jwks_uri is not an https URL: {}", document.jwks_uri))),
         }
     }
@@ -147,6 +172,28 @@ impl IssuerClient {
 
     fn bad(&self, reason: String) -> UpstreamError {
         UpstreamError::bad_answer(self.url.as_str(), reason)
+    }
+}
+
+/// Adds a failed step for an error.
+fn or_failed<T>(
+    name: &'static str,
+    result: Result<T, UpstreamError>,
+    steps: &mut Vec<CheckStep>,
+) -> Option<T> {
+    result
+        .map_err(|error| steps.push(CheckStep::failed(name, error.to_string(), remedy(&error))))
+        .ok()
+}
+
+/// What to do about a failure whose text does not say it.
+fn remedy(error: &UpstreamError) -> &'static str {
+    match error.kind() {
+        UpstreamErrorKind::BadAnswer { .. } => {
+            "correct issuer; a Kubernetes cluster needs tokenFile, and the right to read its keys (the ClusterRole \
+             system:service-account-issuer-discovery)"
+        }
+        _ => "",
     }
 }
 

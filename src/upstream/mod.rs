@@ -18,6 +18,7 @@
 //! * Only `auth::aws` contacts the metadata services of clouds, at addresses that no registry can choose.
 
 mod auth;
+mod check;
 mod client;
 mod endpoints;
 mod error;
@@ -42,9 +43,8 @@ pub use auth::{
     AwsEnvironment, ContainerEndpoint, Credentials, EcrRegistry, EcrSettings, FixedKeys,
     HelperProgram, HelperSettings, KeySettings, RepositoryPrefix, Secret, SecretSource,
 };
-pub use client::{
-    CheckState, CheckStep, EndpointCheck, EndpointKind, EndpointSettings, RateLimit, TagListWriter,
-};
+pub use check::{CheckState, CheckStep, EndpointCheck};
+pub use client::{EndpointKind, EndpointSettings, RateLimit, TagListWriter};
 pub use endpoints::{
     BreakerPolicy, BreakerState, Bucket, EndpointFailures, EndpointStatus, PeerMembers,
     PeerSettings, PeerStatus, RECORD_BYTES_MAX, Registries, RegistryChanges, RegistrySettings,

@@ -26,6 +26,8 @@ mod clients;
 mod client_access;
 // Tokens of issuers as passwords.
 mod identity_tokens;
+// The keys of these issuers.
+mod issuer_keys;
 // Notifications to the service manager, and the installed files.
 mod service;
 // Bearer tokens and their scopes.

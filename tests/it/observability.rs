@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use larder::metrics::{
-    ANSWERS, AccessCheck, BucketGauges, EndpointGauges, Gauges, Metrics, PoolGauges, Removal,
-    SyncGauges, UsageGauges,
+    ANSWERS, AccessCheck, BucketGauges, EndpointGauges, Gauges, IssuerGauges, Metrics, PoolGauges,
+    Removal, SyncGauges, UsageGauges,
 };
 use regex_lite::Regex;
 use serde_json::Value;
@@ -266,6 +266,11 @@ fn every_gauge() -> Gauges {
             succeeded_seconds: Some(1),
             images: 1,
             missing: 1,
+        }],
+        issuers: vec![IssuerGauges {
+            issuer: "https://i.example".into(),
+            keys: 1,
+            is_failing: true,
         }],
         usage: Some(usage),
     }

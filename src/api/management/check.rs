@@ -69,7 +69,7 @@ pub fn check_document(target: &str, check: &EndpointCheck) -> Value {
     json!({
         "target": target,
         "url": check.url,
-        "kind": check.kind.as_str(),
+        "kind": check.kind,
         "ok": !check.has_failed(),
         "steps": steps,
     })

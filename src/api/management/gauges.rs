@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use super::Handlers;
 use crate::cache::{BreakerState, EndpointStatus, SchedulerLoad, UpstreamStatus, UsageSummary};
-use crate::metrics::{BucketGauges, EndpointGauges, Gauges, PoolGauges, UsageGauges};
+use crate::metrics::{BucketGauges, EndpointGauges, Gauges, IssuerGauges, PoolGauges, UsageGauges};
+use crate::oidc::IssuerStatus;
 use crate::prune::Disk;
 
 /// The gauges of the server.
@@ -49,6 +50,7 @@ pub(super) fn gauges(handlers: &Handlers) -> Gauges {
             queued: status.queued,
         }),
         syncs: super::sync::gauges(handlers),
+        issuers: handlers.api.auth().issuer_status().into_iter().map(issuer).collect(),
         usage: cache.store().usage().map(usage_gauges),
     }
 }
@@ -62,6 +64,14 @@ fn endpoints(status: &UpstreamStatus) -> Vec<EndpointGauges> {
         rate_limit: endpoint.quota.as_ref().and_then(|quota| quota.limit),
     };
     status.endpoints.iter().map(of).collect()
+}
+
+fn issuer(status: IssuerStatus) -> IssuerGauges {
+    IssuerGauges {
+        issuer: status.issuer.to_string(),
+        keys: status.keys,
+        is_failing: status.failing_since.is_some(),
+    }
 }
 
 fn usage_gauges(usage: UsageSummary) -> UsageGauges {

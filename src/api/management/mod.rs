@@ -29,7 +29,7 @@ use serde_json::Value;
 
 use super::bodies::Bodies;
 use super::status::{Refusal, refusal, unready};
-use super::{Activity, NamingInForce, RecentLines, ping};
+use super::{Activity, Api, NamingInForce, RecentLines, ping};
 use crate::cache::Cache;
 use crate::http::{Body, Context, Controller, Handler, Method, Reply, Request, Step};
 use crate::image_sync::ImageSync;
@@ -102,12 +102,10 @@ pub struct Setting {
     pub cache: Cache,
     /// The images that are kept present.
     pub sync: ImageSync,
-    /// The rules by which clients name registries.
-    pub naming: NamingInForce,
+    /// What clients are served by: how they name registries, who they are, and what was noted of them.
+    pub api: Arc<Api>,
     /// The serving port.
     pub edge: Controller,
-    /// What the serving port has noted.
-    pub activity: Arc<Activity>,
     /// The latest warnings and errors of the log.
     pub lines: Arc<RecentLines>,
     /// The configuration in effect.
@@ -135,6 +133,7 @@ struct Handlers {
     naming: NamingInForce,
     edge: Controller,
     activity: Arc<Activity>,
+    api: Arc<Api>,
     lines: Arc<RecentLines>,
     configuration: ConfigurationInForce,
     token: Token,
@@ -153,9 +152,10 @@ impl Management {
             bodies: Bodies::new(setting.cache.clone()),
             cache: setting.cache,
             sync: setting.sync,
-            naming: setting.naming,
+            naming: setting.api.naming(),
             edge: setting.edge,
-            activity: setting.activity,
+            activity: setting.api.activity(),
+            api: setting.api,
             lines: setting.lines,
             configuration: setting.configuration,
             token: Token::new(setting.token),

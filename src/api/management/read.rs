@@ -122,6 +122,7 @@ fn overall_state(handlers: &Handlers, disk: &Disk) -> Value {
         },
         bucket: bucket.as_ref(),
         failing_peers: &failing_peers,
+        issuers: &handlers.api.auth().issuer_status(),
         has_unreadable_pins: cache.pins().is_err(),
         refused: report.refused.as_ref().map(|(since, _)| *since),
         after_restart: &report.after_restart,

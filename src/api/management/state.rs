@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use crate::cache::{BreakerState, BucketStatus, EndpointStatus, IncompleteImage, UpstreamStatus};
+use crate::oidc::IssuerStatus;
 use crate::prune::timestamp;
 use crate::units::plural;
 
@@ -26,6 +27,8 @@ pub(super) struct Observed<'a> {
     pub(super) bucket: Option<&'a BucketStatus>,
     /// Since when peers are not asked because of failures.
     pub(super) failing_peers: &'a [Option<SystemTime>],
+    /// The issuers of `serverAuthConfig.oidc`.
+    pub(super) issuers: &'a [IssuerStatus],
     /// Whether pins cannot be read, in which case nothing is evicted.
     pub(super) has_unreadable_pins: bool,
     /// When the current configuration file was refused.
@@ -91,6 +94,7 @@ pub(super) fn problems(observed: &Observed<'_>) -> Vec<Problem> {
         found.extend(bucket(observed.bucket));
         found.extend(peers(observed.failing_peers));
     }
+    found.extend(observed.issuers.iter().filter_map(issuer));
     found.extend(images(observed.incomplete));
     found.extend(disk(observed.disk));
     found.extend(configuration(observed));
@@ -175,6 +179,17 @@ fn peers(failing: &[Option<SystemTime>]) -> Option<Problem> {
     (!failing.is_empty()).then(|| problem("peers", Level::Warning, text, earliest(failing)))
 }
 
+/// Without keys, its tokens are refused. With the last ones, only new keys are missing.
+fn issuer(status: &IssuerStatus) -> Option<Problem> {
+    let issuer = &status.issuer;
+    let (level, text) = match status.keys {
+        0 => (Level::Error, format!("no keys of the issuer {issuer}")),
+        _ => (Level::Warning, format!("keys of the issuer {issuer} cannot be updated")),
+    };
+    let is_problem = status.keys == 0 || status.failing_since.is_some();
+    is_problem.then(|| problem("issuers", level, text, status.failing_since))
+}
+
 /// Those that are queued or being fetched are not a problem yet.
 fn images(incomplete: &[IncompleteImage]) -> Option<Problem> {
     let is_problem = |image: &&IncompleteImage| matches!(&*image.state, "retrying" | "failed");
@@ -238,6 +253,7 @@ mod tests {
             disk: DiskShare::default(),
             bucket: None,
             failing_peers: &[],
+            issuers: &[],
             has_unreadable_pins: false,
             refused: None,
             after_restart: &[],
@@ -300,6 +316,26 @@ mod tests {
         assert_eq!(found, [problem("upstreams", Level::Warning, text, Some(at(10)))]);
         let offline = Observed { upstreams: &all, is_offline: true, ..quiet() };
         assert_eq!(problems(&offline), []);
+    }
+
+    #[test]
+    fn an_issuer_without_keys_is_an_error_and_one_that_is_down_a_warning() {
+        let issuer = |keys, failing_since: Option<u64>| {
+            let issuer = "https://i.test".parse().unwrap();
+            IssuerStatus { issuer, keys, failing_since: failing_since.map(at) }
+        };
+        let all = [issuer(2, None), issuer(2, Some(10)), issuer(0, Some(20)), issuer(0, None)];
+        let found = problems(&Observed { issuers: &all, is_offline: true, ..quiet() });
+        let none = || "no keys of the issuer https://i.test".to_owned();
+        let old = "keys of the issuer https://i.test cannot be updated".to_owned();
+        assert_eq!(
+            found,
+            [
+                problem("issuers", Level::Error, none(), Some(at(20))),
+                problem("issuers", Level::Error, none(), None),
+                problem("issuers", Level::Warning, old, Some(at(10))),
+            ]
+        );
     }
 
     #[test]

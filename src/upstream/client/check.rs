@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use ureq::http::header;
 
-use super::registry::{EndpointKind, Registry};
+use super::registry::Registry;
 use crate::oci::{
     Algorithm, Descriptor, Digest, Manifest, ManifestError, ManifestKind, Platform, Platforms,
     Reference, Repository, Verifier,
 };
 use crate::units::{duration, plural, size};
+use crate::upstream::check::{CheckState, CheckStep, EndpointCheck};
 use crate::upstream::endpoints::EndpointFailures;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::response::text;
@@ -27,15 +28,13 @@ const DEPTH_MAX: usize = 4;
 /// The longest challenge that is printed, in characters.
 const CHALLENGE_CHARS_MAX: usize = 200;
 
-/// What was found out about an endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EndpointCheck {
-    /// Its URL.
-    pub url: String,
-    /// What it is.
-    pub kind: EndpointKind,
-    /// What was tried, in order; the rest was not tried after a failure.
-    pub steps: Vec<CheckStep>,
+/// How much of an image a check downloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::upstream) enum Extent {
+    /// A part of its largest layer, which shows how fast the registry is.
+    Sample,
+    /// All of it, for this machine's platform, as a client does.
+    All,
 }
 
 impl EndpointCheck {
@@ -48,82 +47,6 @@ impl EndpointCheck {
             }
         }
         self
-    }
-
-    /// Whether something failed.
-    pub fn has_failed(&self) -> bool {
-        self.steps.iter().any(|step| step.state == CheckState::Failed)
-    }
-}
-
-/// One thing that a pull needs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CheckStep {
-    /// What was tried: `name`, `address`, `proxy`, `connection`, `tls`, `api`; with an image also `image` (the login and the
-    /// permission), `limit`, `blob`, `ranges` and `throughput`, or `content`; `bucket` for a bucket.
-    pub name: &'static str,
-    /// The outcome.
-    pub state: CheckState,
-    /// What was found.
-    pub text: String,
-    /// What to do.
-    pub remedy: Option<String>,
-}
-
-/// How much of an image a check downloads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::upstream) enum Extent {
-    /// A part of its largest layer, which shows how fast the registry is.
-    Sample,
-    /// All of it, for this machine's platform, as a client does.
-    All,
-}
-
-/// The outcome of a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CheckState {
-    /// It works.
-    Passed,
-    /// It works, but not well, or not for long.
-    Warning,
-    /// It does not work.
-    Failed,
-    /// It was not tried.
-    Skipped,
-}
-
-impl CheckState {
-    /// The word for it in output.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            CheckState::Passed => "ok",
-            CheckState::Warning => "warning",
-            CheckState::Failed => "failed",
-            CheckState::Skipped => "skipped",
-        }
-    }
-}
-
-impl CheckStep {
-    /// A step that passed.
-    pub fn passed(name: &'static str, text: impl Into<String>) -> CheckStep {
-        CheckStep { name, state: CheckState::Passed, text: text.into(), remedy: None }
-    }
-
-    /// A step that was not tried, and why.
-    pub fn skipped(name: &'static str, text: impl Into<String>) -> CheckStep {
-        CheckStep { state: CheckState::Skipped, ..CheckStep::passed(name, text) }
-    }
-
-    /// A step that may fail soon, or harms pulls.
-    pub fn warning(name: &'static str, text: impl Into<String>, remedy: &str) -> CheckStep {
-        let remedy = Some(remedy.to_owned()).filter(|remedy| !remedy.is_empty());
-        CheckStep { state: CheckState::Warning, remedy, ..CheckStep::passed(name, text) }
-    }
-
-    /// A step that failed. `remedy` is empty if the text says what to do.
-    pub fn failed(name: &'static str, text: impl Into<String>, remedy: &str) -> CheckStep {
-        CheckStep { state: CheckState::Failed, ..CheckStep::warning(name, text, remedy) }
     }
 }
 
@@ -146,7 +69,7 @@ impl Registry {
                 )),
             }
         }
-        EndpointCheck { url: self.url(), kind: self.kind(), steps }
+        EndpointCheck { url: self.url(), kind: self.kind().as_str(), steps }
     }
 
     fn check_api(&self, steps: &mut Vec<CheckStep>) -> bool {

@@ -11,7 +11,6 @@ mod registry;
 mod session;
 
 pub(in crate::upstream) use check::Extent;
-pub use check::{CheckState, CheckStep, EndpointCheck};
 pub use list::TagListWriter;
 pub use quota::RateLimit;
 pub use registry::{EndpointKind, EndpointSettings};

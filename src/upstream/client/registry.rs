@@ -56,7 +56,7 @@ impl EndpointKind {
         [EndpointKind::Registry, EndpointKind::Larder, EndpointKind::Peer, EndpointKind::Bucket];
 
     /// The word for it in metrics.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             EndpointKind::Registry => "registry",
             EndpointKind::Larder => "parent",

@@ -6,7 +6,6 @@
 //! are dialled by agents that check addresses.
 
 mod authorization;
-mod examination;
 mod limited_hosts;
 
 use std::collections::HashMap;
@@ -21,6 +20,7 @@ use super::quota::{Quota, RateLimit};
 use super::registry::{EndpointKind, EndpointSettings};
 use crate::oci::{Repository, Upstream};
 use crate::upstream::auth::{Logins, Refusals, Tokens};
+use crate::upstream::check::{self, CheckStep};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind, is_broken_connection};
 use crate::upstream::network::{
     ApiPath, Endpoint, ForeignAgents, Guard, LazyAgent, Location, Reach, Scheme, Timeouts,
@@ -256,6 +256,15 @@ impl Session {
             idle_is_suspect: AtomicBool::new(false),
             timeouts,
         }
+    }
+
+    /// Examines how the endpoint is reached. `false` if no request can succeed.
+    pub(super) fn examine(&self, steps: &mut Vec<CheckStep>) -> bool {
+        let (agent, guard) = match &self.own {
+            Some(own) => (own, Guard::Any),
+            None => (&self.foreign.public, Guard::PublicOnly),
+        };
+        check::examine(agent, guard, &self.base, steps)
     }
 
     /// Scheme, host and port of the endpoint, and the path of its API where that is not `/v2`.

@@ -2,7 +2,8 @@
 
 use super::registries::Registries;
 use crate::oci::{Reference, Repository, Upstream};
-use crate::upstream::client::{EndpointCheck, Extent};
+use crate::upstream::check::EndpointCheck;
+use crate::upstream::client::Extent;
 use crate::upstream::error::UpstreamError;
 
 /// A registry that stands for all of them when a parent is checked without an image.

@@ -14,7 +14,8 @@ use super::peers::{PeerSettings, PeerStatus, Peers};
 use super::unlisted::{UnlistedRegistries, UnlistedTable, refusal_reason};
 use crate::oci::{ImageName, Reference, Repository, Tag, TagRecord, Upstream};
 use crate::upstream::auth::Credentials;
-use crate::upstream::client::{EndpointCheck, EndpointKind, EndpointSettings, Registry};
+use crate::upstream::check::EndpointCheck;
+use crate::upstream::client::{EndpointKind, EndpointSettings, Registry};
 use crate::upstream::network::{
     Endpoint, ForeignAgents, Guard, LazyAgent, ProxySettings, Timeouts, TlsSettings, UnlistedPorts,
 };

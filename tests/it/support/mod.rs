@@ -7,6 +7,7 @@
 //! | `fault.rs` | [`On`], [`Fault`]: which requests fail, and how |
 //! | `gate.rs` | [`Gate`]: holds requests until the test opens it |
 //! | `token.rs` | [`TokenServer`]: bearer tokens: issued, refused, revoked |
+//! | `issuer.rs` | [`issuer::Site`]: an issuer of identity tokens, and a registry with content for them |
 //! | `proxy.rs` | [`FakeProxy`]: a proxy with scripted targets that records its requests |
 //! | `aws.rs` | [`FakeAws`]: Amazon's login, key and metadata services |
 //! | `script.rs` | [`script`], [`replace_file`]: scripts for Larder to run, files that it reads again |
@@ -42,6 +43,7 @@ mod content;
 mod fault;
 mod gate;
 mod image;
+pub mod issuer;
 pub mod larder;
 pub mod openapi;
 mod port;
