@@ -308,7 +308,7 @@ impl Call {
     /// Counts a pull of an image. Peers count those of their clients.
     fn note_pull(&self, name: &ImageName, reference: &Reference, request: &Request) {
         if !self.is_from_peer {
-            self.activity.pulls.note(name.with(reference), request, self.cache.now());
+            self.activity.pulls.note(name, reference, request, self.cache.now());
         }
     }
 

@@ -13,10 +13,10 @@ pub(super) fn entity_tag(digest: &Digest) -> String {
 /// Whether `If-None-Match` matches this content, so that the answer is 304. Accepts quoted, unquoted, weak and
 /// several tags, and `*`.
 pub(super) fn is_not_modified(request: &Request, digest: &Digest) -> bool {
-    let digest = digest.to_string();
     let tags = request.headers("if-none-match").flat_map(|line| line.split(','));
+    let mut text = None;
     tags.map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"'))
-        .any(|tag| tag == "*" || tag == digest)
+        .any(|tag| tag == "*" || tag == text.get_or_insert_with(|| digest.to_string()))
 }
 
 /// The part of the content that a request asks for.

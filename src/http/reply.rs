@@ -27,7 +27,8 @@ pub struct Reply {
 /// A key and a value for the access log.
 pub type Note = (&'static str, Cow<'static, str>);
 
-/// How many notes a reply has usually: allocated at once.
+/// How many headers and notes a reply has usually: allocated at once.
+const HEADERS_USUAL: usize = 10;
 const NOTES_USUAL: usize = 4;
 
 /// The longest plain-text answer: it may quote the error of a body's source.
@@ -56,6 +57,9 @@ impl Reply {
     /// Adds a header line. Control bytes in `value` are sent as `?`.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
+        if self.headers.capacity() == 0 {
+            self.headers.reserve_exact(HEADERS_USUAL);
+        }
         self.headers.push((name, value.into()));
         self
     }

@@ -78,14 +78,19 @@ impl Digest {
 
     /// The lower-case hex after the colon.
     pub fn hex(&self) -> String {
+        self.write_hex(&mut [0; 2 * HASH_BYTES_MAX]).to_owned()
+    }
+
+    /// Writes the hex to the beginning of `buffer`.
+    fn write_hex<'a>(&self, buffer: &'a mut [u8; 2 * HASH_BYTES_MAX]) -> &'a str {
         const HEX: &[u8; 16] = b"0123456789abcdef";
         let hash = self.as_bytes();
-        let mut text = String::with_capacity(hash.len() * 2);
-        for byte in hash {
-            text.push(char::from(HEX[usize::from(byte >> 4)]));
-            text.push(char::from(HEX[usize::from(byte & 15)]));
+        for (digits, byte) in buffer.chunks_exact_mut(2).zip(hash) {
+            digits[0] = HEX[usize::from(byte >> 4)];
+            digits[1] = HEX[usize::from(byte & 15)];
         }
-        text
+        // It is ASCII.
+        str::from_utf8(&buffer[..hash.len() * 2]).unwrap_or_default()
     }
 
     /// Algorithm and hex separated by a dash, for example `sha256-b5b2…`: for names that cannot contain a colon.
@@ -108,7 +113,10 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm.as_str(), self.hex())
+        // Every response has digests, so the text is made without an allocation.
+        f.write_str(self.algorithm.as_str())?;
+        f.write_str(":")?;
+        f.write_str(self.write_hex(&mut [0; 2 * HASH_BYTES_MAX]))
     }
 }
 

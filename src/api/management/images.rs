@@ -113,7 +113,7 @@ pub(super) fn images(handlers: &Handlers, request: &Request) -> Result<Value, Re
             let is_stale = is_stale(&handlers.cache, &image);
             let is_pinned = is_pinned(&handlers.cache, &pins, &image);
             let mut document = documents::image_document(&image, is_pinned, is_stale);
-            document["pulls"] = pulls(handlers, &image.image);
+            document["pulls"] = pulls(handlers, &image);
             found.push((at, document));
         }
         place += 1;
@@ -142,7 +142,7 @@ impl SortKey {
         match sort {
             Some("size") => number(Some(image.size_bytes)),
             Some("pulled") => number(image.pulled),
-            Some("pulls") => number(Some(pulls.count(&image.image))),
+            Some("pulls") => number(named(image).map(|image| pulls.count(&image))),
             Some("fetched") => number(Some(image.fetched)),
             Some("created") => SortKey::Text(Reverse(image.created.clone())),
             _ => SortKey::Name,
@@ -185,7 +185,7 @@ pub(super) fn image(handlers: &Handlers, request: &Request) -> Result<Value, Ref
     let pins = cache.pins().unwrap_or_default();
     let is_stale = is_stale(cache, &usage);
     let mut value = documents::image_document(&usage, is_pinned(cache, &pins, &usage), is_stale);
-    value["pulls"] = pulls(handlers, &usage.image);
+    value["pulls"] = pulls(handlers, &usage);
     let mut configs_left = CONFIGS_MAX;
     let tree = graph.tree().map(|(each, blobs)| {
         let config = config_of(each);
@@ -227,8 +227,8 @@ fn config_of(each: &GraphManifest) -> Option<&Descriptor> {
 }
 
 /// How often an image was pulled since the start, and by which client last.
-fn pulls(handlers: &Handlers, image: &str) -> Value {
-    let pulls = handlers.activity.pulls.of(image);
+fn pulls(handlers: &Handlers, image: &ImageUsage) -> Value {
+    let pulls = named(image).and_then(|image| handlers.activity.pulls.of(&image));
     json!({
         "sinceStart": pulls.as_ref().map_or(0, |pulls| pulls.count),
         "lastClient": pulls.as_ref().map(|pulls| pulls.client.to_string()),
