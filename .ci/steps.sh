@@ -94,7 +94,7 @@ cluster() {
   apt-get install -y -qq --no-install-recommends conntrack socat ethtool dnsmasq-base containernetworking-plugins busybox-static >/dev/null
   make image-tar
   local status=0
-  make cluster-up && make cluster-test CASES="promise lifecycle completion restart tls host-network" || status=$?
+  make cluster-up && make cluster-test CASES="promise lifecycle completion restart tls host-network service-accounts" || status=$?
   make cluster-down
   return "$status"
 }

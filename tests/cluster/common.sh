@@ -50,6 +50,12 @@ missing() {
 # shellcheck source=tests/checks.sh
 . "$ROOT/tests/checks.sh"
 
+# Writes the names that pods can resolve, with those from standard input ("ADDRESS NAME"). There is no service discovery.
+name_hosts() {
+  { printf '%s %s\n' "$HUB" "$PUBLIC" "$API_SERVICE" kubernetes.default.svc; cat; } >"$WORK/names"
+  [[ ! -s $RUN/dnsmasq.pid ]] || kill -s HUP "$(<"$RUN/dnsmasq.pid")"
+}
+
 node_address() { printf '10.77.0.1%s\n' "$1"; } # N
 
 # ---- Commands in the network of the hub, and in the network, mounts and host name of a node --------------------------------

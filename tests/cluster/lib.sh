@@ -219,9 +219,11 @@ loop_errors() { cat "$SCRATCH"/loop*.errors 2>/dev/null | head -n 5; }
 no_pull_failed() { ((RETRIES == 0)) || fail "$RETRIES of $PULLS pulls failed: $(loop_errors)"; }
 no_second_attempt_failed() { ((FAILURES == 0)) || fail "$FAILURES of $PULLS pulls failed twice: $(loop_errors)"; }
 
+# The namespace of the pods of a case.
+POD_NAMESPACE=default
 # Creates a pod that is ready once its program responds.
 pod_create() { # NODE POD REPOSITORY:TAG [PULL_POLICY]
-  kubectl create --filename - >/dev/null <<YAML
+  kubectl --namespace "$POD_NAMESPACE" create --filename - >/dev/null <<YAML
 apiVersion: v1
 kind: Pod
 metadata: {name: $2, labels: {larder: test}}
@@ -237,15 +239,16 @@ spec:
 YAML
 }
 pod_ready() { # POD
-  kubectl wait --for=condition=Ready "pod/$1" --timeout "${READY_LIMIT}s" >/dev/null || fail "$1 is not ready: $(kubectl describe pod "$1" | tail -n 5)"
+  kubectl --namespace "$POD_NAMESPACE" wait --for=condition=Ready "pod/$1" --timeout "${READY_LIMIT}s" >/dev/null ||
+    fail "$1 is not ready: $(kubectl --namespace "$POD_NAMESPACE" describe pod "$1" | tail -n 5)"
 }
-pods_delete() { kubectl delete pods --selector larder=test --grace-period 0 --force >/dev/null 2>&1; }
+pods_delete() { kubectl delete pods --all-namespaces --selector larder=test --grace-period 0 --force >/dev/null 2>&1; }
 # The kubelet tried to pull the image of the pod, and failed.
 failed_pulls() { # POD
-  kubectl get events --field-selector "involvedObject.name=$1,reason=Failed" --output json | jq '[.items[].count // 1] | add // 0'
+  kubectl --namespace "$POD_NAMESPACE" get events --field-selector "involvedObject.name=$1,reason=Failed" --output json | jq '[.items[].count // 1] | add // 0'
 }
 waits_for_its_image() { # POD
-  kubectl get pod "$1" --output json |
+  kubectl --namespace "$POD_NAMESPACE" get pod "$1" --output json |
     jq -e '.status.containerStatuses[0].state.waiting.reason | IN("ErrImagePull", "ImagePullBackOff")'
 }
 # For tests/kind/assertions.sh.
@@ -261,6 +264,7 @@ has_no_image() { # NODE
 
 reset_cluster() {
   local n image
+  name_hosts </dev/null
   for n in "${NODES[@]}"; do
     node_is_lost "$n" || continue
     node_boot "$n"
@@ -272,6 +276,8 @@ reset_cluster() {
   # Larder's pods have nothing to finish when a case has ended.
   kubectl --namespace "$NAMESPACE" delete pods --all --grace-period 0 --force >/dev/null 2>&1 || true
   kubectl delete namespace "$NAMESPACE" --ignore-not-found >/dev/null
+  # Those of the case `service-accounts`.
+  kubectl delete namespaces,clusterroles,clusterrolebindings --selector larder=test >/dev/null
   kubectl delete persistentvolumes --all >/dev/null
   registry_stop
   # registry_requests counts from here.
@@ -279,6 +285,10 @@ reset_cluster() {
   registry_start
   for n in "${NODES[@]}"; do
     node "$n" bash -c 'rm -rf /etc/containerd/certs.d /var/lib/larder'
+    if node "$n" test -e "$PROVIDERS.yaml"; then
+      node "$n" rm -rf "$PROVIDERS.yaml" "$PROVIDERS"
+      kubelet_restart "$n"
+    fi
     for image in $(crictl "$n" images --output json | jq -r --arg public "$PUBLIC/" '.images[].repoTags[]? | select(startswith($public))'); do
       crictl "$n" rmi "$image" >/dev/null 2>&1 || true
     done

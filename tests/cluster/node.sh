@@ -29,7 +29,10 @@ node_create() { # N
     mount --bind "$1/one" /proc/sys/kernel/panic_on_oops
     mount --make-rshared /
     ip link set lo up
-    sysctl -qw net.ipv4.ip_forward=1' - "$dir" "node$n"
+    sysctl -qw net.ipv4.ip_forward=1
+    # A client that uses a port again gets the connection tracking entry of its former connection, which led to a pod that is gone,
+    # or nowhere before there was a pod. The loops of pulls use all ports within two minutes, which is how long such entries last.
+    sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_syn_sent=5 net.netfilter.nf_conntrack_tcp_timeout_time_wait=5' - "$dir" "node$n"
   node_connect "$n"
   for other in "${NODES[@]}"; do
     [[ $other == "$n" ]] || node "$n" ip route add "10.78.$other.0/24" via "$(node_address "$other")"
@@ -119,8 +122,13 @@ image_import() { # N FILE
   wait_until 30 "the import of $2 on node $1" ctr "$1" images import --local "$2"
 }
 
+# What a node needs for a credential provider; the case `service-accounts` writes it.
+readonly PROVIDERS=/etc/kubernetes/credential-providers
 kubelet_start() { # N
-  local n=$1
+  local n=$1 options=()
+  if node "$n" test -e "$PROVIDERS.yaml"; then
+    options=(--image-credential-provider-config "$PROVIDERS.yaml" --image-credential-provider-bin-dir "$PROVIDERS")
+  fi
   # cgroupRoot needs cgroupDriver cgroupfs; protectKernelDefaults: see node_create. The kubelet updates mounted secrets and
   # ConfigMaps at its next sync of the pod; once a minute would make the tests wait.
   cat >"$WORK/kubelet$n.yaml" <<YAML
@@ -147,7 +155,16 @@ syncFrequency: 10s
 YAML
   start "kubelet$n" "node$n" env PATH=/usr/sbin:/usr/bin:/sbin:/bin "$KUBE_BIN/kubelet" --config "$WORK/kubelet$n.yaml" \
     --kubeconfig "$PKI/node$n.conf" --hostname-override "node$n" --node-ip "$(node_address "$n")" --root-dir /var/lib/kubelet \
-    --cert-dir /var/lib/kubelet/pki
+    --cert-dir /var/lib/kubelet/pki "${options[@]}"
+}
+kubelet_restart() { # N
+  stop "kubelet$1"
+  kubelet_start "$1"
+  wait_until 60 "the kubelet of node $1" node "$1" curl -fsS --max-time 2 http://127.0.0.1:10248/healthz
+}
+
+kube_proxy_start() { # N
+  local n=$1
   # The limits of connection tracking cannot be set in a network namespace.
   cat >"$WORK/proxy$n.yaml" <<YAML
 apiVersion: kubeproxy.config.k8s.io/v1alpha1
@@ -185,4 +202,5 @@ node_boot() { # N
   node_create "$1"
   containerd_start "$1"
   kubelet_start "$1"
+  kube_proxy_start "$1"
 }

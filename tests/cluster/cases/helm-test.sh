@@ -19,17 +19,9 @@ pulled "http://10."
 step "through the Service"
 larder_install --set serverConfig.configuration.helloWorld=true,service.type=ClusterIP
 # The cluster has no service discovery, so this case names the Service.
-{
-  printf '%s %s\n' "$HUB" "$PUBLIC"
-  kubectl --namespace "$NAMESPACE" get service larder --output jsonpath="{.spec.clusterIP} larder.$NAMESPACE.svc{'\n'}"
-} >"$WORK/names"
-kill -s HUP "$(<"$RUN/dnsmasq.pid")"
+kubectl --namespace "$NAMESPACE" get service larder --output jsonpath="{.spec.clusterIP} larder.$NAMESPACE.svc{'\n'}" | name_hosts
 pulled "http://larder.$NAMESPACE.svc:8080"
 
 step "an image that cannot be pulled"
 larder_install --set "test.image=$PUBLIC/$APP"
 ! helm_test || fail "helm test succeeded without a registry: $(cat "$SCRATCH/helm-test")"
-
-# What the next case starts with.
-printf '%s %s\n' "$HUB" "$PUBLIC" >"$WORK/names"
-kill -s HUP "$(<"$RUN/dnsmasq.pid")"

@@ -9,11 +9,7 @@ name_members() {
   local service
   service=$(kubectl --namespace "$NAMESPACE" get services --output json | jq -r '.items[] | select(.spec.clusterIP == "None") | .metadata.name')
   [[ -n $service ]] || fail "the chart has no headless Service"
-  {
-    printf '%s %s\n' "$HUB" "$PUBLIC"
-    server_pods | jq -r --arg name "$service.$NAMESPACE.svc" '.[].status.podIP | . + " " + $name'
-  } >"$WORK/names"
-  kill -s HUP "$(<"$RUN/dnsmasq.pid")"
+  server_pods | jq -r --arg name "$service.$NAMESPACE.svc" '.[].status.podIP | . + " " + $name' | name_hosts
 }
 # How many members a pod knows, with itself.
 known_to() { # POD
@@ -72,5 +68,3 @@ wait_until 60 "that all members know each other" all_know_each_other
 step "all pods are replaced while both nodes pull"
 while_pulling "$APP" roll
 no_second_attempt_failed
-printf '%s %s\n' "$HUB" "$PUBLIC" >"$WORK/names"
-kill -s HUP "$(<"$RUN/dnsmasq.pid")"
