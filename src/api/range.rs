@@ -7,7 +7,7 @@ use crate::oci::Digest;
 
 /// The entity tag of content: its digest, quoted.
 pub(super) fn entity_tag(digest: &Digest) -> String {
-    format!("\"{digest}\"")
+    ["\"", &digest.to_string(), "\""].concat()
 }
 
 /// Whether `If-None-Match` matches this content, so that the answer is 304. Accepts quoted, unquoted, weak and

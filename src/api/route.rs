@@ -1,5 +1,6 @@
 //! Parses the target of a request, and determines its upstream.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 
@@ -83,7 +84,7 @@ impl Naming {
     /// `hub`, `hub/library/alpine:3` becomes `docker.io/library/alpine:3`.
     pub fn expand(&self, text: &str) -> String {
         let expanded = text.split_once('/').and_then(|(first, rest)| {
-            let upstream = self.aliases.get(&first.to_ascii_lowercase())?;
+            let upstream = self.alias(first)?;
             Some(format!("{upstream}/{rest}"))
         });
         expanded.unwrap_or_else(|| text.to_owned())
@@ -127,11 +128,13 @@ impl Naming {
 
     /// The upstream that the client names outside of the path.
     fn namespace(&self, query: &str, header: Option<&str>) -> Result<Option<Upstream>, RouteError> {
-        let mut given: Option<String> = None;
+        let mut given: Option<Cow<'_, str>> = None;
         for value in query.split('&').filter_map(|pair| pair.strip_prefix("ns=")) {
             let value = decode(value).ok_or_else(|| RouteError::Namespace(value.to_owned()))?;
             match &given {
-                Some(before) if *before != value => return Err(RouteError::Namespace(value)),
+                Some(before) if *before != value => {
+                    return Err(RouteError::Namespace(value.into_owned()));
+                }
                 _ => given = Some(value),
             }
         }
@@ -146,19 +149,24 @@ impl Naming {
     }
 
     fn alias_or_host(&self, text: &str) -> Result<Upstream, NameError> {
-        match self.aliases.get(&text.to_ascii_lowercase()) {
+        match self.alias(text) {
             Some(upstream) => Ok(upstream.clone()),
             None => text.parse(),
         }
     }
 
+    fn alias(&self, text: &str) -> Option<&Upstream> {
+        // Every request comes here, and few configurations have aliases.
+        if self.aliases.is_empty() { None } else { self.aliases.get(&text.to_ascii_lowercase()) }
+    }
+
     fn resolve(
         &self,
-        path: &[String],
+        path: &[Cow<'_, str>],
         namespace: Option<Upstream>,
     ) -> Result<(ImageName, Option<Upstream>), RouteError> {
         let repository =
-            |path: &[String]| path.join("/").parse::<Repository>().map_err(RouteError::Name);
+            |path: &[Cow<'_, str>]| path.join("/").parse::<Repository>().map_err(RouteError::Name);
         let [first, rest @ ..] = path else { return Err(RouteError::NotFound) };
         if let Some(upstream) = namespace {
             // If the path also begins with this host, the host is not part of the repository.
@@ -180,8 +188,7 @@ impl Naming {
     }
 
     fn names_host(&self, component: &str) -> bool {
-        Upstream::looks_like_host(component)
-            || self.aliases.contains_key(&component.to_ascii_lowercase())
+        Upstream::looks_like_host(component) || self.alias(component).is_some()
     }
 }
 
@@ -231,10 +238,12 @@ impl Endpoint<'_> {
 
 /// Splits `<name>/<endpoint>` from the right, since `manifests`, `blobs` and `tags` are legal
 /// components of a name.
-fn split(segments: &[String]) -> Result<(&[String], Endpoint<'_>), RouteError> {
+fn split<'a>(
+    segments: &'a [Cow<'a, str>],
+) -> Result<(&'a [Cow<'a, str>], Endpoint<'a>), RouteError> {
     match segments {
         [name @ .., kind, last] if !name.is_empty() => {
-            let endpoint = match (kind.as_str(), last.as_str()) {
+            let endpoint = match (&**kind, &**last) {
                 ("manifests", reference) => Endpoint::Manifest(reference),
                 ("blobs", digest) => Endpoint::Blob(digest),
                 ("referrers", digest) => Endpoint::Referrers(digest),
@@ -247,23 +256,32 @@ fn split(segments: &[String]) -> Result<(&[String], Endpoint<'_>), RouteError> {
     }
 }
 
+/// How many segments a path has usually, at most: allocated at once.
+const SEGMENTS_USUAL: usize = 8;
+
 /// Decodes each path segment once. Refuses empty segments, dot segments and encoded slashes before anything
 /// interprets them.
-fn decode_segments(path: &str) -> Result<Vec<String>, RouteError> {
-    path.split('/')
-        .map(|segment| {
-            let decoded = decode(segment).ok_or(RouteError::Path)?;
-            let is_plain = !decoded.is_empty()
-                && decoded != "."
-                && decoded != ".."
-                && !decoded.contains(['/', '\\', '\0']);
-            if is_plain { Ok(decoded) } else { Err(RouteError::Path) }
-        })
-        .collect()
+fn decode_segments(path: &str) -> Result<Vec<Cow<'_, str>>, RouteError> {
+    let mut segments = Vec::with_capacity(SEGMENTS_USUAL);
+    for segment in path.split('/') {
+        let decoded = decode(segment).ok_or(RouteError::Path)?;
+        let is_plain = !decoded.is_empty()
+            && decoded != "."
+            && decoded != ".."
+            && !decoded.contains(['/', '\\', '\0']);
+        if !is_plain {
+            return Err(RouteError::Path);
+        }
+        segments.push(decoded);
+    }
+    Ok(segments)
 }
 
 /// Percent-decodes. `None` for a broken escape or for bytes that are not UTF-8.
-pub(super) fn decode(text: &str) -> Option<String> {
+pub(super) fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if !text.contains('%') {
+        return Some(Cow::Borrowed(text));
+    }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -278,7 +296,7 @@ pub(super) fn decode(text: &str) -> Option<String> {
             byte => bytes.push(*byte),
         }
     }
-    String::from_utf8(bytes).ok()
+    String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 /// The query for the upstream: everything but `ns`, unchanged, because registries have their own parameters for

@@ -94,9 +94,8 @@ fn push_line(out: &mut Vec<u8>, name: &str, value: &str) {
     // A value may come from upstream or from the request. With a CR or LF in it, an attacker could add headers or a
     // complete response.
     for byte in &mut out[start..] {
-        if byte.is_ascii_control() {
-            *byte = b'?';
-        }
+        // Without a branch, so that it is compiled to vector instructions.
+        *byte = if byte.is_ascii_control() { b'?' } else { *byte };
     }
 }
 

@@ -10,6 +10,8 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 /// The longest hash of the known algorithms, in bytes (sha512).
 const HASH_BYTES_MAX: usize = 64;
+/// The longest digest as text, in bytes.
+const TEXT_BYTES_MAX: usize = "sha512:".len() + 2 * HASH_BYTES_MAX;
 
 /// A hash algorithm that Larder can verify.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,19 +80,24 @@ impl Digest {
 
     /// The lower-case hex after the colon.
     pub fn hex(&self) -> String {
-        self.write_hex(&mut [0; 2 * HASH_BYTES_MAX]).to_owned()
+        let mut buffer = [0; TEXT_BYTES_MAX];
+        let start = self.algorithm.as_str().len() + 1;
+        self.write(&mut buffer).get(start..).unwrap_or_default().to_owned()
     }
 
-    /// Writes the hex to the beginning of `buffer`.
-    fn write_hex<'a>(&self, buffer: &'a mut [u8; 2 * HASH_BYTES_MAX]) -> &'a str {
+    /// Writes the text to the beginning of `buffer`: every response has digests, so this does not allocate.
+    fn write<'a>(&self, buffer: &'a mut [u8; TEXT_BYTES_MAX]) -> &'a str {
         const HEX: &[u8; 16] = b"0123456789abcdef";
-        let hash = self.as_bytes();
-        for (digits, byte) in buffer.chunks_exact_mut(2).zip(hash) {
+        let (name, hash) = (self.algorithm.as_str().as_bytes(), self.as_bytes());
+        buffer[..name.len()].copy_from_slice(name);
+        buffer[name.len()] = b':';
+        let start = name.len() + 1;
+        for (digits, byte) in buffer[start..].chunks_exact_mut(2).zip(hash) {
             digits[0] = HEX[usize::from(byte >> 4)];
             digits[1] = HEX[usize::from(byte & 15)];
         }
         // It is ASCII.
-        str::from_utf8(&buffer[..hash.len() * 2]).unwrap_or_default()
+        str::from_utf8(&buffer[..start + hash.len() * 2]).unwrap_or_default()
     }
 
     /// Algorithm and hex separated by a dash, for example `sha256-b5b2…`: for names that cannot contain a colon.
@@ -113,10 +120,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Every response has digests, so the text is made without an allocation.
-        f.write_str(self.algorithm.as_str())?;
-        f.write_str(":")?;
-        f.write_str(self.write_hex(&mut [0; 2 * HASH_BYTES_MAX]))
+        f.write_str(self.write(&mut [0; TEXT_BYTES_MAX]))
     }
 }
 

@@ -3,6 +3,7 @@
 //! Grammars: distribution-spec, "Pulling manifests" (`<name>`, `<reference>`). For the registry host, the reference
 //! grammar that container clients share: a domain with an optional port, or an IPv6 literal in brackets.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -88,8 +89,11 @@ impl FromStr for Upstream {
                 Some(number)
             }
         };
-        let host = host.to_ascii_lowercase();
-        Ok(Upstream(match (host.as_str(), port) {
+        let host = match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => Cow::Owned(host.to_ascii_lowercase()),
+            false => Cow::Borrowed(host),
+        };
+        Ok(Upstream(match (&*host, port) {
             ("docker.io" | "index.docker.io" | "registry-1.docker.io", None | Some(443)) => {
                 Self::DOCKER_HUB.into()
             }

@@ -1,5 +1,6 @@
 //! Query parameters. Unknown, duplicate and invalid ones are refused.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 
 use super::super::route::{Naming, decode};
@@ -23,7 +24,7 @@ impl Query {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             // The encoding of forms.
-            let decoded = |text: &str| decode(&text.replace('+', " "));
+            let decoded = |text: &str| decode(&text.replace('+', " ")).map(Cow::into_owned);
             let (Some(key), Some(value)) = (decoded(key), decoded(value)) else {
                 return Err(Refusal::Parameter("the query has an invalid percent escape".into()));
             };
