@@ -18,9 +18,9 @@ pub fn size(bytes: u64) -> String {
     }
 }
 
-/// A count and its noun with a regular plural: `1 image`, `2 images`, `3 registry entries`.
+/// A count and its noun with a regular plural: `1 image`, `2 images`, `3 registry entries`, `4 keys`.
 pub fn plural<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
-    match noun.strip_suffix('y') {
+    match noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o', 'u'])) {
         _ if count == N::from(1) => format!("{count} {noun}"),
         Some(stem) => format!("{count} {stem}ies"),
         None => format!("{count} {noun}s"),
@@ -83,6 +83,7 @@ mod tests {
         for (count, text) in [(1_usize, "1 registry entry"), (2, "2 registry entries")] {
             assert_eq!(plural(count, "registry entry"), text);
         }
+        assert_eq!(plural(2_u64, "key"), "2 keys");
     }
 
     #[test]
