@@ -28,7 +28,10 @@ impl ServerAuth {
     /// Whether these credentials are for this server, valid or not. Then no registry may see them.
     pub(super) fn owns(&self, user: &str, password: &str) -> bool {
         self.users.as_ref().is_some_and(|users| users.has(user))
-            || self.issuers.as_ref().is_some_and(|issuers| issuers.are_named_by(password))
+            || self
+                .issuers
+                .as_ref()
+                .is_some_and(|issuers| issuers.are_named_by(password) || issuers.are_named_by(user))
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::following::{BlobTail, PassThroughTail, PastTheDisk};
 use super::range::{Part, entity_tag, is_not_modified, part};
-use super::status::{self, unsatisfiable};
+use super::status::unsatisfiable;
 use super::{Call, Failure, Storage, access};
 use crate::cache::{
     Blob, BlobFailure, BlobLookup, BlobWait, CacheError, How, LinkWait, PATIENCE, PassThrough,
@@ -50,15 +50,12 @@ struct BlobRequest {
 }
 
 impl BlobRequest {
-    /// A peer has checked for its client that the repository contains the blob, and presents the credentials of the group if
-    /// there are some.
+    /// A peer that presents the credentials of the group has checked for its client that the repository contains the blob.
     fn start_for_peer(self, request: &Request, context: &Context<'_>) -> Step {
         let cache = &self.call.cache;
         match access::peer_proof(cache, request) {
             PeerProof::Proven => cache.trust_link(&self.name, &self.digest),
-            PeerProof::Missing if !cache.is_linked(&self.name, &self.digest) => {
-                return Step::Reply(status::login("this is for peers only (peers.auth)"));
-            }
+            // Its word does not count, so it gets what other clients get.
             PeerProof::Missing | PeerProof::Unproven => {}
         }
         self.start(request, context)
@@ -83,7 +80,7 @@ impl BlobRequest {
     fn fail(&self, error: CacheError) -> Reply {
         let error = match error {
             CacheError::Upstream(_)
-                if error.is_not_found() && self.call.cache.has_client_access() =>
+                if error.is_not_found() && self.call.cache.has_private_content() =>
             {
                 CacheError::KnownMissing
             }

@@ -225,6 +225,12 @@ impl Handlers {
             }
             PullAccess::Server => {
                 let cache = self.cache.for_client(request.client_address());
+                let cache = match admission {
+                    Admission::Token(identity) if identity.is_restricted() => {
+                        cache.for_restricted_client()
+                    }
+                    _ => cache,
+                };
                 self.answer_content(cache, PullAccess::Server, route, addressing, request, context)
             }
         })

@@ -22,20 +22,27 @@ pub(super) fn answer(
     context: &Context<'_>,
 ) -> Option<Step> {
     let issuers = auth.issuers.as_ref()?;
-    Some(match issuers.check(password, handlers.cache.now(), context.now())? {
-        Verdict::Known(verdict) => admit(handlers, auth, verdict, request, context),
-        Verdict::Wait(wait) => {
-            let waiting = Waiting {
-                handlers: Arc::clone(handlers),
-                auth: auth.clone(),
-                issuers: Arc::clone(issuers),
-                password: password.to_owned(),
-                wait,
-                deadline: context.now() + PATIENCE,
-            };
-            Box::new(waiting).resume(request, context)
-        }
-    })
+    Some(
+        match issuers.check(
+            password,
+            request.client_address(),
+            handlers.cache.now(),
+            context.now(),
+        )? {
+            Verdict::Known(verdict) => admit(handlers, auth, verdict, request, context),
+            Verdict::Wait(wait) => {
+                let waiting = Waiting {
+                    handlers: Arc::clone(handlers),
+                    auth: auth.clone(),
+                    issuers: Arc::clone(issuers),
+                    password: password.to_owned(),
+                    wait,
+                    deadline: context.now() + PATIENCE,
+                };
+                Box::new(waiting).resume(request, context)
+            }
+        },
+    )
 }
 
 fn admit(
@@ -79,7 +86,11 @@ impl Pending for Waiting {
     fn resume(self: Box<Self>, request: &Request, context: &Context<'_>) -> Step {
         match self.wait.poll(context.waker()) {
             Poll::Ready(()) => {
-                let verdict = self.issuers.recheck(&self.password, self.handlers.cache.now());
+                let verdict = self.issuers.recheck(
+                    &self.password,
+                    request.client_address(),
+                    self.handlers.cache.now(),
+                );
                 admit(&self.handlers, &self.auth, verdict, request, context)
             }
             Poll::Pending if context.now() < self.deadline => Step::Wait(self),

@@ -94,7 +94,7 @@ pub use crate::upstream::{
     PeerStatus, UpstreamStatus, Wanted,
 };
 
-use access::AccessService;
+use access::{AccessService, Link};
 use blobs::BlobCache;
 use completion::Completions;
 use core::Core;
@@ -179,6 +179,8 @@ pub struct Cache {
     client: Option<ClientAddress>,
     /// The login with which content is fetched for it.
     pass: Option<Pass>,
+    /// What has to be known of a cached blob and a repository.
+    needed_link: Link,
 }
 
 /// One service for each kind of content, and the services for all kinds. Each uses only those above it.
@@ -231,7 +233,7 @@ impl Cache {
             completions,
             creation_times: CreationTimes::default(),
         };
-        Cache { services: Arc::new(services), client: None, pass: None }
+        Cache { services: Arc::new(services), client: None, pass: None, needed_link: Link::Assumed }
     }
 
     /// The same cache, whose fetches count against the share of this client.
@@ -250,7 +252,8 @@ impl Cache {
         purpose: Purpose,
     ) -> Result<BlobLookup, CacheError> {
         self.core().stop_if_refused(name)?;
-        self.as_client(|| self.services.blobs.find(name, digest, purpose, self.client))
+        let (client, needed) = (self.client, self.needed_link);
+        self.as_client(|| self.services.blobs.find(name, digest, purpose, client, needed))
     }
 
     /// Passes a blob through to one client without storing it, after a flight that failed because of the disk, and

@@ -3,24 +3,19 @@
 
 use super::{MARK, Mirror, MirrorError, quoted};
 
-/// Registries by the number of their domain's parts, since a glob of the kubelet matches one of them. Used if no registry
-/// is named.
-const ANY: [&str; 2] = ["*.*", "*.*.*"];
-
 /// # Errors
-/// [`MirrorError::Audience`] if tokens for the audience cannot be requested.
+/// [`MirrorError::Audience`] if tokens for the audience cannot be requested, [`MirrorError::NoRegistry`] without a registry:
+/// whoever gets a token can use it here.
 pub(super) fn text(mirror: &Mirror) -> Result<String, MirrorError> {
     let audience = mirror.audience.as_str();
     if audience.trim().is_empty() {
         return Err(MirrorError::Audience);
     }
-    let named = mirror.registries.iter().map(|registry| registry.name.as_str());
-    let mut images: Vec<&str> = named.collect();
-    if images.is_empty() {
-        images.extend(ANY);
+    if mirror.registries.is_empty() {
+        return Err(MirrorError::NoRegistry);
     }
-    let images: String =
-        images.iter().map(|image| format!("      - {}\n", quoted(image))).collect();
+    let names = mirror.registries.iter().map(|registry| registry.name.as_str());
+    let images: String = names.map(|name| format!("      - {}\n", quoted(name))).collect();
     let audience = quoted(audience);
     Ok(format!(
         "{MARK}, which overwrites this file. Kubernetes 1.34 or newer; 1.33 needs the\n\

@@ -355,6 +355,8 @@ pub enum MirrorError {
     AlwaysFallsBack,
     /// There is no audience.
     Audience,
+    /// No registry is named for which tokens are good.
+    NoRegistry,
 }
 
 impl fmt::Display for MirrorError {
@@ -379,6 +381,9 @@ impl fmt::Display for MirrorError {
             MirrorError::DaemonJson(reason) => {
                 write!(f, "cannot add to Docker's existing configuration: {reason}")
             }
+            MirrorError::NoRegistry => f.write_str(
+                "name the registries that the nodes reach through Larder alone, which get the tokens of pods (--registry)",
+            ),
             MirrorError::Audience => {
                 f.write_str("--audience is empty; use that of serverAuthConfig.oidc, such as larder")
             }

@@ -26,6 +26,8 @@ const USER: &str = "token";
 /// How long before its end the kubelet should not use a token any more: pulls take a while, and Larder checks it with each
 /// of their requests.
 const MARGIN: Duration = Duration::from_secs(300);
+/// How long the kubelet keeps a token at most: it refuses durations of centuries.
+const KEPT_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Reads a request and prints the response.
 ///
@@ -126,8 +128,9 @@ fn registry_of(image: &str) -> String {
 fn usable_for(token: &str, now: SystemTime) -> Option<Duration> {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: Value = serde_json::from_slice(&payload).ok()?;
-    let ends = UNIX_EPOCH.checked_add(Duration::from_secs(claims.get("exp")?.as_u64()?))?;
-    ends.duration_since(now).ok()?.checked_sub(MARGIN)
+    let ends = Duration::try_from_secs_f64(claims.get("exp")?.as_f64()?).ok()?;
+    let left = UNIX_EPOCH.checked_add(ends)?.duration_since(now).ok()?.checked_sub(MARGIN)?;
+    Some(left.min(KEPT_MAX))
 }
 
 #[cfg(test)]
@@ -147,16 +150,20 @@ mod tests {
     #[test]
     fn the_response_has_the_token_for_the_registry_of_the_image() {
         let now = UNIX_EPOCH + Duration::from_secs(1_000);
-        let token = |exp: u64| {
+        let token = |exp: Value| {
             let claims = BASE64_URL_SAFE_NO_PAD.encode(json!({ "exp": exp }).to_string());
             format!("e30.{claims}.AA")
         };
         for (token, duration) in [
-            (token(4_600), "3300s"),
-            (token(1_300), "0s"),
-            (token(1_000), "0s"),
-            (token(0), "0s"),
-            (token(u64::MAX), "0s"),
+            (token(json!(4_600)), "3300s"),
+            (token(json!(4_600.5)), "3300s"),
+            (token(json!(1_300)), "0s"),
+            (token(json!(1_000)), "0s"),
+            (token(json!(0)), "0s"),
+            (token(json!(-1)), "0s"),
+            (token(json!("soon")), "0s"),
+            (token(json!(99_999_999_999_u64)), "86400s"),
+            (token(json!(u64::MAX)), "0s"),
             ("not a token".to_owned(), "0s"),
         ] {
             let response = request(json!({})).unwrap().response(Some(&token), now);

@@ -2,6 +2,7 @@
 
 use super::ConfigError;
 use super::file::{AccessName, BlobsName, EndpointEntry, File, RegistryEntry};
+use super::oidc;
 use super::registry::settings;
 use crate::cache::{AccessPolicy, BlobAccess, PullAccess, RegistryAccess};
 
@@ -19,6 +20,7 @@ pub(super) fn policy(file: &File) -> Result<AccessPolicy, ConfigError> {
             BlobsName::Linked => BlobAccess::Linked,
             BlobsName::Any => BlobAccess::Any,
         },
+        has_restricted_clients: oidc::has_restricted_tokens(file),
     })
 }
 

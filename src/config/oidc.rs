@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::ConfigError;
 use super::file::File;
@@ -48,7 +49,7 @@ section! {
         /// or keys joined by dots; of a list, one element must match.
         "claims" claims: ClaimPatterns = ClaimPatterns::default(), default "every token";
         /// What these tokens may pull: patterns as in `allow`.
-        "repositories" repositories: Vec<Text<NamePattern>> = vec![], default "all";
+        "repositories" repositories: Repositories = Repositories::default(), default "all";
     }
 }
 
@@ -91,10 +92,48 @@ impl fmt::Display for ClaimPath {
     }
 }
 
-/// Paths of claims, and patterns for their values.
-#[derive(Debug, Clone, PartialEq, Default, Deserialize, Serialize)]
+/// Paths of claims, and patterns for their values. Not empty in a file: an empty value is a mistake that would admit everyone.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 #[serde(transparent)]
 pub(super) struct ClaimPatterns(BTreeMap<String, Text<Pattern>>);
+
+impl<'de> Deserialize<'de> for ClaimPatterns {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ClaimPatterns, D::Error> {
+        match Option::<BTreeMap<_, _>>::deserialize(deserializer)? {
+            Some(claims) if !claims.is_empty() => Ok(ClaimPatterns(claims)),
+            _ => Err(D::Error::custom(
+                "claims is empty: omit it if every token of the issuer may pull",
+            )),
+        }
+    }
+}
+
+/// Patterns for repositories. Not empty in a file, for the same reason.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+#[serde(transparent)]
+pub(super) struct Repositories(Vec<Text<NamePattern>>);
+
+impl<'de> Deserialize<'de> for Repositories {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Repositories, D::Error> {
+        match Option::<Vec<_>>::deserialize(deserializer)? {
+            Some(patterns) if !patterns.is_empty() => Ok(Repositories(patterns)),
+            _ => Err(D::Error::custom(
+                "repositories is empty: omit it if these tokens may pull everything",
+            )),
+        }
+    }
+}
+
+impl Value for Repositories {
+    fn is_unset(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    #[cfg(test)]
+    fn shape() -> Shape {
+        Vec::<Text<NamePattern>>::shape()
+    }
+}
 
 impl Value for ClaimPatterns {
     fn is_unset(&self) -> bool {
@@ -126,6 +165,12 @@ pub(super) fn settings(file: &File) -> Result<Option<oidc::Settings>, ConfigErro
     Ok((!issuers.is_empty()).then_some(oidc::Settings { issuers }))
 }
 
+/// Whether any tokens are good for some repositories only.
+pub(super) fn has_restricted_tokens(file: &File) -> bool {
+    let entries = file.server_auth_config.iter().flat_map(|entry| &entry.oidc);
+    entries.flat_map(|entry| &entry.allow).any(|rule| !rule.repositories.0.is_empty())
+}
+
 fn issuer(entry: &OidcEntry) -> Result<IssuerSettings, String> {
     if entry.allow.is_empty() {
         return Err("allow has no entries, so no token would be accepted".into());
@@ -155,6 +200,6 @@ fn rule(entry: &OidcRuleEntry) -> Result<Rule, String> {
     };
     Ok(Rule {
         claims: entry.claims.0.iter().map(claim).collect::<Result<_, _>>()?,
-        repositories: entry.repositories.iter().map(|each| each.0.clone()).collect(),
+        repositories: entry.repositories.0.iter().map(|each| each.0.clone()).collect(),
     })
 }

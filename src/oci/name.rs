@@ -31,6 +31,26 @@ impl Upstream {
     /// The name that clients use for Docker Hub.
     pub const DOCKER_HUB: &'static str = "docker.io";
 
+    /// In canonical form.
+    const WELL_KNOWN: [&'static str; 11] = [
+        "docker.io",
+        "gcr.io",
+        "ghcr.io",
+        "k8s.gcr.io",
+        "lscr.io",
+        "mcr.microsoft.com",
+        "nvcr.io",
+        "public.ecr.aws",
+        "quay.io",
+        "registry.gitlab.com",
+        "registry.k8s.io",
+    ];
+
+    /// Whether it is a public registry that many clusters use, whose operator can be believed what is in its repositories.
+    pub fn is_well_known(&self) -> bool {
+        Self::WELL_KNOWN.contains(&self.as_str())
+    }
+
     /// The canonical text, which is also the directory name under `refs/`.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -12,8 +12,10 @@ use super::claims::{self, Claims};
 use super::keys::KeySet;
 use super::schedule::Schedule;
 use super::token::{Refusal, Unverified, check_claims};
+use super::wrong_tokens::WrongTokens;
 use super::{Identity, IssuerSettings, IssuerStatus, KeySource, OidcError, Unfetched};
 use crate::certificates::WatchedFile;
+use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Leader};
 use crate::oci::{Algorithm, Digest};
 
@@ -39,6 +41,8 @@ struct Shared {
     settings: IssuerSettings,
     /// Held for look-ups and to replace the keys.
     known: Mutex<Known>,
+    /// The addresses that presented wrong tokens. Locked for a lookup or a change.
+    wrong: Mutex<WrongTokens>,
     running: Flights<(), (), (), Unfetched>,
     /// Held to ask for a fetch, and to begin or end one. Only the locks of flights are taken meanwhile.
     fetches: Mutex<Fetches>,
@@ -84,7 +88,7 @@ impl Issuer {
         source: Box<dyn KeySource>,
     ) -> Result<Issuer, OidcError> {
         let keys = before.and_then(|before| lock(&before.shared.known).keys.clone());
-        let stored = || KeySet::parse(&source.stored()?).ok().map(Arc::new);
+        let stored = || KeySet::parse(&source.stored()?).ok()?.or_none_usable().ok().map(Arc::new);
         let shared = Arc::new(Shared::new(settings, keys.or_else(stored)));
         let fetcher = Arc::clone(&shared);
         thread::Builder::new()
@@ -106,7 +110,13 @@ impl Issuer {
     }
 
     /// Checks a token of this issuer. `text` is the token as it was sent.
-    pub(super) fn check(&self, text: &str, token: &Unverified<'_>, now: SystemTime) -> Answer {
+    pub(super) fn check(
+        &self,
+        text: &str,
+        token: &Unverified<'_>,
+        client: ClientAddress,
+        now: SystemTime,
+    ) -> Answer {
         let digest = Digest::of(Algorithm::Sha256, text.as_bytes());
         let keys = {
             let known = lock(&self.shared.known);
@@ -116,6 +126,13 @@ impl Issuer {
             known.keys.clone()
         };
         let audience = &self.settings().audience;
+        // Before the signature, which costs more. An expired token is no reason to fetch keys, either.
+        if let Err(refusal) = token.check(audience, now) {
+            return Answer::Known(Err(refusal));
+        }
+        if lock(&self.shared.wrong).is_too_much(client, now) {
+            return Answer::Known(Err(Refusal::TooManyWrong));
+        }
         let verified = match &keys {
             Some(keys) => token.verify(keys),
             None => Err(Refusal::NoKeys),
@@ -123,13 +140,12 @@ impl Issuer {
         let claims = match verified {
             Ok(claims) => claims,
             Err(refusal @ (Refusal::NoKeys | Refusal::UnknownKey)) => {
-                // An expired token is no reason for a fetch.
-                return match token.check(audience, now) {
-                    Ok(()) => Answer::NeedsKeys(refusal),
-                    Err(earlier) => Answer::Known(Err(earlier)),
-                };
+                return Answer::NeedsKeys(refusal);
             }
-            Err(refusal) => return Answer::Known(Err(refusal)),
+            Err(refusal) => {
+                lock(&self.shared.wrong).note(client, now);
+                return Answer::Known(Err(refusal));
+            }
         };
         let accepted = check_claims(&claims, audience, now)
             .and_then(|ends| Ok((self.identity(&claims)?, ends)));
@@ -195,7 +211,7 @@ impl Issuer {
             Some(Ok(keys)) => {
                 let count = keys.len();
                 self.shared.note(true);
-                self.shared.replace(keys);
+                self.shared.replace(Some(keys));
                 log::info!(
                     file:% = file.path().display(), count; "serverAuthConfig.oidc: keys reloaded"
                 );
@@ -216,20 +232,21 @@ impl Shared {
         Shared {
             settings,
             known: Mutex::new(Known { keys, ..Known::default() }),
+            wrong: Mutex::default(),
             running: Flights::new(),
             fetches: Mutex::default(),
             fetches_changed: Condvar::new(),
         }
     }
 
-    /// Returns whether the keys have changed.
-    fn replace(&self, keys: KeySet) -> bool {
+    /// Returns whether the keys have changed. An issuer may withdraw all of them.
+    fn replace(&self, keys: Option<KeySet>) -> bool {
         let mut known = lock(&self.known);
-        if known.keys.as_deref() == Some(&keys) {
+        if known.keys.as_deref() == keys.as_ref() {
             return false;
         }
         // Tokens that were signed with a key that has left the set are refused from now on.
-        known.keys = Some(Arc::new(keys));
+        known.keys = keys.map(Arc::new);
         known.accepted = Accepted::default();
         true
     }
@@ -264,28 +281,41 @@ impl Shared {
         while let Some(leader) = self.next_fetch() {
             let fetched = source.fetch().and_then(|json| {
                 let keys = KeySet::parse(&json).map_err(|error| error.to_string())?;
-                Ok((json, keys))
+                source.store(&json);
+                Ok(keys.or_none_usable())
             });
-            lock(&self.fetches).schedule.end(fetched.is_err());
-            self.note(fetched.is_ok());
+            let has_keys = matches!(fetched, Ok(Ok(_)));
+            lock(&self.fetches).schedule.end(!has_keys);
+            self.note(has_keys);
             let issuer = self.settings.issuer.as_str();
             match fetched {
-                Ok((json, keys)) => {
+                Ok(Ok(keys)) => {
                     let count = keys.len();
-                    if self.replace(keys) || logged.is_some() {
+                    if self.replace(Some(keys)) || logged.is_some() {
                         log::info!(issuer, count; "serverAuthConfig.oidc: keys fetched");
                     }
                     logged = None;
-                    source.store(&json);
                 }
-                Err(error) if logged.as_ref() != Some(&error) => {
-                    log::error!(
-                        issuer, error = error.as_str();
-                        "serverAuthConfig.oidc: cannot fetch the keys of an issuer; the last ones stay valid"
-                    );
+                Ok(Err(error)) => {
+                    self.replace(None);
+                    let error = error.to_string();
+                    if logged.as_ref() != Some(&error) {
+                        log::error!(
+                            issuer, error = error.as_str();
+                            "serverAuthConfig.oidc: an issuer has no usable keys; its tokens are refused"
+                        );
+                    }
                     logged = Some(error);
                 }
-                Err(_) => {}
+                Err(error) => {
+                    if logged.as_ref() != Some(&error) {
+                        log::error!(
+                            issuer, error = error.as_str();
+                            "serverAuthConfig.oidc: cannot fetch the keys of an issuer; the last ones stay valid"
+                        );
+                    }
+                    logged = Some(error);
+                }
             }
             leader.finish(Ok(()));
         }
@@ -296,7 +326,9 @@ impl Shared {
 pub(super) fn read(path: &Path) -> Result<KeySet, OidcError> {
     let json = fs::read(path)
         .map_err(|source| OidcError::Read { path: path.to_owned(), source: Arc::new(source) })?;
+    // A set without keys is what an interrupted copy leaves.
     KeySet::parse(&json)
+        .and_then(KeySet::or_none_usable)
         .map_err(|error| OidcError::Keys { path: path.to_owned(), reason: error.to_string() })
 }
 

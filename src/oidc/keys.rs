@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{
     AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse,
 };
@@ -12,10 +14,12 @@ use serde_json::Value;
 use crate::oci::json_reason;
 use crate::units::plural;
 
-/// The most keys of an issuer. Large issuers publish about ten. A token without `kid` is tried with each.
-const KEYS_MAX: usize = 32;
+/// How many keys a token is tried with: more than one only if they have the same `kid`, or none.
+const CANDIDATES_MAX: usize = 4;
+/// The shortest RSA key that verifies signatures, in bits.
+const RSA_BITS_MIN: usize = 2048;
 
-/// Keys that verify the tokens of one issuer. Never empty.
+/// Keys that verify the tokens of one issuer. Their number is bounded by the size of the document.
 #[derive(Debug, Clone)]
 pub(super) struct KeySet {
     keys: Vec<Key>,
@@ -41,7 +45,7 @@ impl KeySet {
     /// time (RFC 7517, section 5).
     ///
     /// # Errors
-    /// [`KeySetError`]. A set without a usable key is refused, because that is what an interrupted copy leaves.
+    /// [`KeySetError`] if it is not a set.
     pub(super) fn parse(json: &[u8]) -> Result<KeySet, KeySetError> {
         #[derive(Deserialize)]
         struct Written {
@@ -49,11 +53,15 @@ impl KeySet {
         }
         let written: Written = serde_json::from_slice(json)
             .map_err(|error| KeySetError::Json { reason: json_reason(&error) })?;
-        if written.keys.len() > KEYS_MAX {
-            return Err(KeySetError::TooMany { count: written.keys.len() });
-        }
-        let keys: Vec<Key> = written.keys.into_iter().filter_map(Key::of).collect();
-        if keys.is_empty() { Err(KeySetError::NoneUsable) } else { Ok(KeySet { keys }) }
+        Ok(KeySet { keys: written.keys.into_iter().filter_map(Key::of).collect() })
+    }
+
+    /// The same, with at least one usable key.
+    ///
+    /// # Errors
+    /// [`KeySetError`].
+    pub(super) fn or_none_usable(self) -> Result<KeySet, KeySetError> {
+        if self.keys.is_empty() { Err(KeySetError::NoneUsable) } else { Ok(self) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -72,14 +80,16 @@ impl KeySet {
         format!("{} ({})", plural(self.keys.len(), "key"), names.join(", "))
     }
 
-    /// The keys for a token: those with its `kid`, or else those without one. All of them for a token without `kid`.
+    /// The keys for a token: those with its `kid`, or else those without one. For a token without `kid`, also the only key.
     pub(super) fn candidates(&self, kid: Option<&str>) -> Vec<&Key> {
-        let Some(kid) = kid else { return self.keys.iter().collect() };
+        if let ([only], None) = (&*self.keys, kid) {
+            return vec![only];
+        }
         let with = |wanted: Option<&str>| -> Vec<&Key> {
             let is_wanted = |key: &&Key| key.jwk.common.key_id.as_deref() == wanted;
-            self.keys.iter().filter(is_wanted).collect()
+            self.keys.iter().filter(is_wanted).take(CANDIDATES_MAX).collect()
         };
-        let named = with(Some(kid));
+        let named = with(kid);
         if named.is_empty() { with(None) } else { named }
     }
 }
@@ -95,11 +105,29 @@ impl Key {
                     .as_ref()
                     .is_none_or(|operations| operations.contains(&KeyOperations::Verify));
         let algorithms = algorithms(&jwk);
-        if !is_for_signatures || algorithms.is_empty() {
+        if !is_for_signatures || algorithms.is_empty() || !has_right_length(&jwk) {
             return None;
         }
         let decoding = DecodingKey::from_jwk(&jwk).ok()?;
         Some(Key { jwk, algorithms, decoding })
+    }
+}
+
+/// Whether the numbers of a key have the length that its kind demands. Other keys would verify nothing.
+fn has_right_length(jwk: &Jwk) -> bool {
+    let bytes = |text: &str| BASE64_URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
+    match &jwk.algorithm {
+        AlgorithmParameters::RSA(key) => {
+            let modulus = bytes(&key.n);
+            let zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+            (modulus.len() - zeros) * 8 >= RSA_BITS_MIN
+        }
+        AlgorithmParameters::EllipticCurve(key) => {
+            let length = if key.curve == EllipticCurve::P384 { 48 } else { 32 };
+            [&key.x, &key.y].iter().all(|number| bytes(number).len() == length)
+        }
+        AlgorithmParameters::OctetKeyPair(key) => bytes(&key.x).len() == 32,
+        _ => false,
     }
 }
 
@@ -138,7 +166,6 @@ fn algorithms(jwk: &Jwk) -> Vec<Algorithm> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum KeySetError {
     Json { reason: String },
-    TooMany { count: usize },
     NoneUsable,
 }
 
@@ -146,9 +173,6 @@ impl fmt::Display for KeySetError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KeySetError::Json { reason } => write!(f, "not a JSON Web Key Set: {reason}"),
-            KeySetError::TooMany { count } => {
-                write!(f, "the set has {count} keys; at most {KEYS_MAX} are accepted")
-            }
             KeySetError::NoneUsable => write!(
                 f,
                 "the set has no key for signatures (RSA of 2048 bits or more, P-256, P-384, Ed25519)"
@@ -189,8 +213,14 @@ mod tests {
             ec(json!({"alg": "RS256"})),
             ec(json!({"crv": "P-521"})),
             ec(json!({"x": "not base64!"})),
+            ec(json!({"x": "AA"})),
+            json!({"kty": "OKP", "crv": "Ed25519", "x": "AA"}),
+            json!({"kty": "RSA", "e": "AQAB", "n": "AQAB"}),
+            json!({"kty": "RSA", "e": "AQAB", "n": BASE64_URL_SAFE_NO_PAD.encode([255; 255])}),
+            json!({"kty": "RSA", "e": "AQAB", "n": BASE64_URL_SAFE_NO_PAD.encode([[0; 128], [255; 128]].concat())}),
         ] {
-            assert_eq!(parse(json!([unusable])), Err(KeySetError::NoneUsable), "{unusable}");
+            let none = parse(json!([unusable])).unwrap().or_none_usable();
+            assert_eq!(none, Err(KeySetError::NoneUsable), "{unusable}");
             assert_eq!(parse(json!([unusable, ec(json!({}))])).unwrap().len(), 1, "{unusable}");
         }
         for usable in
@@ -203,10 +233,9 @@ mod tests {
     }
 
     #[test]
-    fn sets_that_are_damaged_or_too_large_are_refused() {
-        let many = |count: usize| parse((0..count).map(|_| ec(json!({}))).collect());
-        assert_eq!(many(KEYS_MAX).unwrap().len(), KEYS_MAX);
-        assert_eq!(many(KEYS_MAX + 1), Err(KeySetError::TooMany { count: KEYS_MAX + 1 }));
+    fn sets_that_are_damaged_are_refused() {
+        let many: KeySet = parse((0..100).map(|_| ec(json!({}))).collect()).unwrap();
+        assert_eq!((many.len(), many.candidates(None).len()), (100, CANDIDATES_MAX));
         for text in ["", "[]", "{}", "{\"keys\": {}}", "{\"keys\": ["] {
             let error = KeySet::parse(text.as_bytes()).unwrap_err();
             assert!(matches!(error, KeySetError::Json { .. }), "{text}: {error}");
@@ -222,8 +251,10 @@ mod tests {
         };
         assert_eq!(ids(Some("b")), [Some("b".into())]);
         assert_eq!(ids(Some("c")), [None]);
-        assert_eq!(ids(None).len(), 3);
+        assert_eq!(ids(None), [None]);
         let set = parse(json!([named("a")])).unwrap();
         assert!(set.candidates(Some("c")).is_empty());
+        assert_eq!(set.candidates(None).len(), 1);
+        assert!(parse(json!([named("a"), named("b")])).unwrap().candidates(None).is_empty());
     }
 }

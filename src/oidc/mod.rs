@@ -22,6 +22,7 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 mod token;
+mod wrong_tokens;
 
 use std::fmt;
 use std::io;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Instant, SystemTime};
 
+use crate::client_address::ClientAddress;
 use crate::flight::Follower;
 use crate::oci::{ImageName, NamePattern, Pattern};
 use crate::upstream::{DiscoverySettings, IssuerUrl};
@@ -111,9 +113,14 @@ impl Identity {
         &self.user
     }
 
+    /// Whether the token is good for some repositories only.
+    pub fn is_restricted(&self) -> bool {
+        !self.repositories.is_empty()
+    }
+
     /// Whether the token is good for this repository.
     pub fn may_pull(&self, name: &ImageName) -> bool {
-        self.repositories.is_empty() || self.repositories.iter().any(|each| each.covers(name))
+        !self.is_restricted() || self.repositories.iter().any(|each| each.covers(name))
     }
 }
 
@@ -199,19 +206,28 @@ impl Issuers {
         &self.settings
     }
 
-    /// Whether a password is a token that claims to be from one of the issuers, valid or not. Nobody else may see it.
-    pub fn are_named_by(&self, password: &str) -> bool {
-        Unverified::parse(password).is_some_and(|token| self.issuer_of(&token).is_some())
+    /// Whether a text contains a token that claims to be from one of the issuers, or a part of one, valid or not. Nobody else
+    /// may see it.
+    pub fn are_named_by(&self, text: &str) -> bool {
+        let is_ours =
+            |issuer: &str| self.issuers.iter().any(|it| it.settings().issuer.as_str() == issuer);
+        token::issuers_in(text).iter().any(|issuer| is_ours(issuer))
     }
 
     /// Checks a password. `None` if it is not a token that claims to be from one of the issuers. Does not block.
-    pub fn check(&self, password: &str, now: SystemTime, instant: Instant) -> Option<Verdict> {
+    pub fn check(
+        &self,
+        password: &str,
+        client: ClientAddress,
+        now: SystemTime,
+        instant: Instant,
+    ) -> Option<Verdict> {
         let token = Unverified::parse(password)?;
         let issuer = self.issuer_of(&token)?;
         if password.len() > TOKEN_BYTES_MAX {
             return Some(Verdict::Known(Err(Refusal::TooLong)));
         }
-        Some(match issuer.check(password, &token, now) {
+        Some(match issuer.check(password, &token, client, now) {
             Answer::Known(known) => Verdict::Known(known),
             Answer::NeedsKeys(refusal) => match issuer.ask_for_keys(instant) {
                 Some(flight) => Verdict::Wait(KeyWait { flight }),
@@ -229,10 +245,15 @@ impl Issuers {
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn recheck(&self, password: &str, now: SystemTime) -> Result<Arc<Identity>, Refusal> {
+    pub fn recheck(
+        &self,
+        password: &str,
+        client: ClientAddress,
+        now: SystemTime,
+    ) -> Result<Arc<Identity>, Refusal> {
         let token = Unverified::parse(password).ok_or(Refusal::Signature)?;
         let issuer = self.issuer_of(&token).ok_or(Refusal::UnknownKey)?;
-        match issuer.check(password, &token, now) {
+        match issuer.check(password, &token, client, now) {
             Answer::Known(known) => known,
             Answer::NeedsKeys(refusal) => Err(refusal),
         }
@@ -259,7 +280,8 @@ impl Issuers {
 /// # Errors
 /// Why it cannot be used.
 pub fn describe_keys(json: &[u8]) -> Result<String, String> {
-    KeySet::parse(json).map(|keys| keys.describe()).map_err(|error| error.to_string())
+    let keys = KeySet::parse(json).and_then(KeySet::or_none_usable);
+    keys.map(|keys| keys.describe()).map_err(|error| error.to_string())
 }
 
 impl Settings {

@@ -4,7 +4,10 @@ use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
+use base64::alphabet::URL_SAFE;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation};
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,7 +16,14 @@ use super::claims::Claims;
 use super::keys::KeySet;
 
 /// The longest token that is checked. Those of Kubernetes and GitHub have 1 to 2 KiB.
-pub(super) const TOKEN_BYTES_MAX: usize = 16 * 1024;
+pub(super) const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// Padding may be missing, and the unused bits at the end may have any value.
+const FORGIVING: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 /// By how much the clocks of the issuer and of this machine may differ.
 pub(super) const LEEWAY: Duration = Duration::from_secs(60);
 
@@ -73,11 +83,31 @@ impl Unverified<'_> {
         for key in candidates.iter().filter(|key| key.algorithms.contains(&algorithm)) {
             match jsonwebtoken::decode(self.text, &key.decoding, &signature_only(algorithm)) {
                 Ok(token) => return Ok(token.claims),
-                Err(_) => refusal = Refusal::Signature,
+                Err(error) => {
+                    refusal = match error.kind() {
+                        ErrorKind::InvalidSignature => Refusal::Signature,
+                        _ => Refusal::Malformed,
+                    };
+                }
             }
         }
         Err(refusal)
     }
+}
+
+/// The issuers that are named by tokens in a text, also by damaged ones: whoever gets the text could repair them.
+pub(super) fn issuers_in(text: &str) -> Vec<String> {
+    let is_of_token = |char: char| char.is_ascii_alphanumeric() || "-_+/".contains(char);
+    let joined: String = text.chars().filter(|char| !char.is_whitespace()).collect();
+    let parts =
+        [text, joined.as_str()].into_iter().flat_map(|text| text.split(|char| !is_of_token(char)));
+    let issuer = |part: &str| {
+        let part = part.replace('+', "-").replace('/', "_");
+        let json = FORGIVING.decode(part).ok()?;
+        let claims: Value = serde_json::from_slice(&json).ok()?;
+        Some(claims.get("iss")?.as_str()?.to_owned())
+    };
+    parts.filter_map(issuer).collect()
 }
 
 /// The claims are checked here, at the time that the caller gives.
@@ -142,6 +172,10 @@ pub enum Refusal {
     NotYetValid,
     /// It is for another audience.
     Audience,
+    /// It has claims or parameters that it must not have.
+    Malformed,
+    /// Too many tokens of this client address had a wrong signature.
+    TooManyWrong,
     /// A claim is missing or has another type.
     Claim(&'static str),
     /// The claim that is the user is missing or not a text.
@@ -160,7 +194,7 @@ impl Refusal {
 
     /// Whether the token may be accepted later.
     pub fn is_temporary(self) -> bool {
-        self == Refusal::NoKeys
+        matches!(self, Refusal::NoKeys | Refusal::TooManyWrong)
     }
 
     /// A word for the log.
@@ -173,7 +207,8 @@ impl Refusal {
             Refusal::Expired => "token-expired",
             Refusal::NotYetValid => "token-not-yet-valid",
             Refusal::Audience => "token-audience",
-            Refusal::Claim(_) | Refusal::User => "token-claims",
+            Refusal::Malformed | Refusal::Claim(_) | Refusal::User => "token-claims",
+            Refusal::TooManyWrong => "token-guesses",
             Refusal::NoRule => "token-denied",
             Refusal::NoKeys => "token-unchecked",
         }
@@ -190,6 +225,12 @@ impl fmt::Display for Refusal {
             Refusal::Expired => write!(f, "the token has expired"),
             Refusal::NotYetValid => write!(f, "the token is not valid yet"),
             Refusal::Audience => write!(f, "the token is for another audience"),
+            Refusal::Malformed => {
+                write!(f, "the token has claims or parameters that it must not have")
+            }
+            Refusal::TooManyWrong => {
+                write!(f, "too many wrong tokens from this address; wait a minute")
+            }
             Refusal::Claim(name) => write!(f, "the token has no valid claim {name}"),
             Refusal::User => write!(f, "the token has no claim with the user"),
             Refusal::NoRule => write!(f, "no rule in serverAuthConfig.oidc allows this token"),

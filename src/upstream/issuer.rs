@@ -3,7 +3,8 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ use crate::oci::json_reason;
 
 /// The largest document of an issuer. Its keys have a few KiB, with certificates some dozens.
 const DOCUMENT_BYTES_MAX: u64 = 256 * 1024;
+/// How the text about an unexpected status begins.
+const STATUS: &str = "its status is ";
 /// Where the document of an issuer is (OpenID Connect Discovery 1.0, section 4).
 const WELL_KNOWN: &str = "/.well-known/openid-configuration";
 
@@ -146,11 +149,11 @@ impl IssuerClient {
             .header(header::ACCEPT, "application/json, application/jwk-set+json")
             .header(header::ACCEPT_ENCODING, "identity");
         if let Some(path) = &self.token_file {
-            let token = fs::read_to_string(path).map_err(|error| {
-                let reason = format!("{}: {error}", path.display()).into();
+            let token = bearer(path).map_err(|error| {
+                let reason = format!("tokenFile: {}: {error}", path.display()).into();
                 failed(UpstreamErrorKind::CredentialsUnavailable { reason })
             })?;
-            builder = builder.header(header::AUTHORIZATION, format!("Bearer {}", token.trim()));
+            builder = builder.header(header::AUTHORIZATION, token);
         }
         let agent = self
             .agent
@@ -166,7 +169,7 @@ impl IssuerClient {
                 check_encoding(response.headers(), &request)?;
                 read_body(response, DOCUMENT_BYTES_MAX, &request)
             }
-            status => Err(UpstreamError::bad_answer(&request, format!("its status is {status}"))),
+            status => Err(UpstreamError::bad_answer(&request, format!("{STATUS}{status}"))),
         }
     }
 
@@ -186,14 +189,28 @@ fn or_failed<T>(
         .ok()
 }
 
+/// The value of `Authorization` with the token in a file.
+fn bearer(path: &Path) -> io::Result<String> {
+    let token = fs::read_to_string(path)?;
+    match token.trim() {
+        token if token.is_empty() || token.contains(|char: char| !char.is_ascii_graphic()) => {
+            Err(io::Error::other("it does not contain one token"))
+        }
+        token => Ok(format!("Bearer {token}")),
+    }
+}
+
 /// What to do about a failure whose text does not say it.
 fn remedy(error: &UpstreamError) -> &'static str {
-    match error.kind() {
-        UpstreamErrorKind::BadAnswer { .. } => {
-            "correct issuer; a Kubernetes cluster needs tokenFile, and the right to read its keys (the ClusterRole \
+    let UpstreamErrorKind::BadAnswer { reason } = error.kind() else { return "" };
+    match reason.strip_prefix(STATUS) {
+        Some("401" | "403") => {
+            "a Kubernetes cluster demands tokenFile, and the right to read its keys (the ClusterRole \
              system:service-account-issuer-discovery)"
         }
-        _ => "",
+        _ => {
+            "correct issuer: it must be exactly the claim iss of the tokens, and be reachable from here"
+        }
     }
 }
 

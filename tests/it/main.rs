@@ -28,6 +28,8 @@ mod client_access;
 mod identity_tokens;
 // The keys of these issuers.
 mod issuer_keys;
+// What tokens must not make possible.
+mod token_attacks;
 // Notifications to the service manager, and the installed files.
 mod service;
 // Bearer tokens and their scopes.

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::thread;
 
-use crate::support::client::{Connection, get};
+use crate::support::client::{Connection, get, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::{Process, address_in, run};
 use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
 
 const REPOSITORY: &str = "team/app";
+/// Output of `htpasswd -nbB -C 4` for demo:secret.
+const DEMO: &str = "demo:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m\n";
 const MIB: usize = 1 << 20;
 
 /// Members of one group, with a directory each.
@@ -59,6 +61,37 @@ impl Group {
 
     fn addresses(&self) -> Vec<SocketAddr> {
         self.larders.iter().map(|larder| larder.address).collect()
+    }
+}
+
+#[test]
+fn members_that_demand_logins_recognize_each_other_and_themselves() {
+    let registry = FakeRegistry::start();
+    let image = (0..8).map(|seed| bytes(20_000, seed)).fold(Image::new("app"), Image::layer);
+    registry.add(REPOSITORY, "v1", &image);
+    let mut group = Group::start(&registry, 3);
+    let htpasswd = group.directories[0].path().join("htpasswd");
+    std::fs::write(&htpasswd, DEMO).expect("a file");
+    let config = group.config(&group.addresses());
+    let config = config.replace("peers: {", "peers: {auth: {user: demo, password: secret}, ");
+    let config = format!("{config}serverAuthConfig: {{htpasswd: '{}'}}\n", htpasswd.display());
+    group.configure(|_| config.clone());
+    let login = [("Authorization", "Basic ZGVtbzpzZWNyZXQ=")];
+    for address in group.addresses() {
+        for layer in image.layers() {
+            let target = blob(&name(), &layer.digest);
+            assert_eq!(get(address, &target).status, 401);
+            assert!(request(address, "GET", &target, &login).body == layer.bytes, "{target}");
+        }
+    }
+    for layer in image.layers() {
+        let requested = registry.requests_for("GET", &format!("*/blobs/{}", layer.digest));
+        assert_eq!(requested.len(), 1, "{}", layer.digest);
+    }
+    for larder in group.larders {
+        larder.signal("TERM");
+        let (_, log) = larder.wait();
+        assert!(!log.contains("request loop") && !log.contains("ERROR"), "{log}");
     }
 }
 

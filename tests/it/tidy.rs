@@ -24,7 +24,7 @@ const MODULES: &[(&str, &str, &str)] = &[
     ("users", "oci flight certificates client_address", "HTTP, routes, upstreams"),
     (
         "oidc",
-        "oci flight certificates upstream units",
+        "oci flight certificates client_address upstream units",
         "HTTP requests of clients, routes, files but those with keys, command line",
     ),
     ("certificates", "", "which connections use them"),

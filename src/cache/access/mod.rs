@@ -41,6 +41,7 @@ use pass::KeptSources;
 use verdicts::{Scope, Verdicts};
 
 pub use pass::Pass;
+pub(in crate::cache) use policy::Link;
 pub use policy::{AccessPolicy, BlobAccess, PullAccess, RegistryAccess};
 
 pub(super) use pass::{current, enter, source};

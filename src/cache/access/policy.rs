@@ -27,6 +27,8 @@ pub struct AccessPolicy {
     pub offline: Duration,
     /// In which repositories cached blobs are served.
     pub blobs: BlobAccess,
+    /// Whether some clients may pull only some repositories, according to their tokens.
+    pub has_restricted_clients: bool,
 }
 
 /// Who decides about the repositories of a registry.
@@ -49,6 +51,15 @@ pub enum BlobAccess {
     Any,
 }
 
+/// What is known of a blob and a repository, and what a client needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::cache) enum Link {
+    /// The repository contains the blob.
+    Proven,
+    /// A cached manifest names the blob, or the registry cannot be asked. Not sufficient for private blobs.
+    Assumed,
+}
+
 /// The default of `accessTtl`.
 const TTL: Duration = Duration::from_secs(10 * 60);
 /// The default of `accessOffline`.
@@ -61,6 +72,7 @@ impl Default for AccessPolicy {
             ttl: TTL,
             offline: OFFLINE,
             blobs: BlobAccess::default(),
+            has_restricted_clients: false,
         }
     }
 }
@@ -82,6 +94,16 @@ impl AccessPolicy {
             registry.parts.iter().map(|(_, access)| *access).chain([registry.otherwise])
         })
         .any(|access| access == PullAccess::Client)
+    }
+
+    /// Whether it is recorded which repositories contain which blobs, because not everyone may pull everything.
+    pub fn keeps_links(&self) -> bool {
+        self.has_restricted_clients || self.has_clients()
+    }
+
+    /// What clients need to know at most of a blob and a repository.
+    pub(in crate::cache) fn strictest_link(&self) -> Link {
+        if self.has_restricted_clients { Link::Proven } else { Link::Assumed }
     }
 
     /// In which repositories the blobs of this one are served.

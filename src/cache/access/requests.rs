@@ -1,6 +1,6 @@
 //! What the cache offers to modules that serve clients, as far as it depends on who the client is.
 
-use super::{AccessError, AccessLookup, Login, Pass, PullAccess, enter};
+use super::{AccessError, AccessLookup, Link, Login, Pass, PullAccess, enter};
 use crate::cache::Cache;
 use crate::oci::{Digest, ImageName};
 use crate::upstream::{PeerProof, Wanted};
@@ -15,9 +15,16 @@ impl Cache {
         enter(self.pass.clone(), work)
     }
 
-    /// Whether it is known that a repository contains a blob.
+    /// The same cache for a client that may pull some repositories only: it gets a cached blob where it is proven that the
+    /// repository contains it.
+    #[must_use]
+    pub fn for_restricted_client(self) -> Cache {
+        Cache { needed_link: Link::Proven, ..self }
+    }
+
+    /// Whether enough is known of a blob and a repository for this client.
     pub fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
-        self.services.blobs.is_linked(name, digest)
+        self.services.blobs.is_linked(name, digest, self.needed_link)
     }
 
     /// A peer has checked that a repository contains a blob.
@@ -37,6 +44,11 @@ impl Cache {
             true => PullAccess::Server,
             false => settings.access.of(name),
         }
+    }
+
+    /// Whether there is content that not everyone may pull who may use this server.
+    pub fn has_private_content(&self) -> bool {
+        self.core().settings().access.keeps_links()
     }
 
     /// Whether the registry decides about any repository.

@@ -15,6 +15,7 @@ use super::download::{CHUNK_BYTES, Download, Sink, Waits};
 use super::incoming::{announce_stored, continue_from, incoming};
 use super::transfer::{Next, Part, Transfer};
 use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
+use crate::cache::access::Link;
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, Upstream, blob_path};
 use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
@@ -69,7 +70,7 @@ impl BlobCache {
             let begun = self.core.store.resume(&name.upstream, digest, size_hint)?;
             // Another repository, or another process, was faster.
             if matches!(begun, Begin::Present(_) | Begin::Locked) {
-                self.prove_link(name, digest)?;
+                self.prove_link(name, digest, self.core.settings().access.strictest_link())?;
             }
             match begun {
                 // Clients may have received bytes of another process's partial.
@@ -93,12 +94,13 @@ impl BlobCache {
         }
         // They have blobs, and do not know in which repositories these are.
         if self.core.sources.asks_others(&name.upstream) {
-            self.prove_link(name, &leader.key().1)?;
+            self.prove_link(name, &leader.key().1, Link::Assumed)?;
         }
         match self.download_blob(name, leader, size_hint, suspended) {
             // Another process has started or finished the blob since the check.
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
-                self.prove_link(name, &leader.key().1)?;
+                let needed = self.core.settings().access.strictest_link();
+                self.prove_link(name, &leader.key().1, needed)?;
                 Ok(Fetched::Elsewhere)
             }
             result => result,

@@ -11,8 +11,10 @@
 //! Without any of them, blobs that are not private are also served in a repository of which no manifest is cached, while its
 //! registry cannot be asked.
 //!
-//! The first two are kept on the disk if there are private repositories, so that they count while the registry is down. So is
-//! what an operator imports.
+//! For a client that may pull some repositories only (`serverAuthConfig.oidc[].allow[].repositories`), every blob is private.
+//!
+//! The first two are kept on the disk if there are private repositories or such clients, so that they count while the registry
+//! is down. So is what an operator imports.
 //!
 //! # Interleavings
 //! * *The blob is cached, or is being downloaded for another repository, between the lookup and the join.* The flight of this
@@ -29,29 +31,20 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::{BlobCache, BlobLookup};
-use crate::cache::access::{BlobAccess, PullAccess};
+use crate::cache::access::{BlobAccess, Link, PullAccess};
 use crate::cache::negative::Asked;
 use crate::cache::scheduler::Length;
 use crate::cache::{CacheError, PATIENCE, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
-use crate::oci::{Digest, ImageName};
+use crate::oci::{Digest, ImageName, Upstream};
 use crate::store::StoreError;
 use crate::upstream::{Standing, Wanted};
 
 /// How many manifests of a repository are searched for a blob. The registry is asked about the rest.
 const MANIFESTS_SEARCHED_MAX: usize = 1024;
 
-pub(super) type LinkFlights = Flights<(ImageName, Digest), (), (), CacheError>;
-
-/// What is known of a blob and a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Link {
-    /// The repository contains the blob.
-    Proven,
-    /// A cached manifest names the blob, or the registry cannot be asked. Not sufficient for private blobs.
-    Assumed,
-}
+pub(super) type LinkFlights = Flights<(ImageName, Digest, Link), (), (), CacheError>;
 
 /// Waits for a proof.
 pub struct LinkWait {
@@ -88,43 +81,83 @@ impl BlobCache {
         digest: &Digest,
         found: BlobLookup,
         client: Option<ClientAddress>,
+        needed: Link,
     ) -> Result<BlobLookup, CacheError> {
         // Larder itself asks for what it needs.
         let is_internal = client.is_none();
-        if is_internal || self.is_linked(name, digest) || self.is_own_download(name, digest, &found)
+        if is_internal
+            || self.is_linked(name, digest, needed)
+            || self.is_own_download(name, digest, &found, needed)
         {
             return Ok(found);
         }
+        self.wait_for_link(name, digest, client, needed)
+    }
+
+    /// Whether a client has to wait for a proof before the blob is asked for: others send what they have in any repository.
+    pub(super) fn needs_link_first(&self, name: &ImageName, digest: &Digest, needed: Link) -> bool {
+        needed == Link::Proven
+            && self.core.sources.asks_others(&name.upstream)
+            && !self.is_linked(name, digest, needed)
+    }
+
+    /// # Errors
+    /// [`CacheError`] if it is known that the repository does not contain the blob.
+    pub(super) fn wait_for_link(
+        self: &Arc<Self>,
+        name: &ImageName,
+        digest: &Digest,
+        client: Option<ClientAddress>,
+        needed: Link,
+    ) -> Result<BlobLookup, CacheError> {
         let asked = Asked::Blob(name.clone(), *digest);
         if self.core.negative.is_missing(&asked, self.core.now()) {
             return Err(CacheError::KnownMissing);
         }
         let purpose = self.core.purpose_of_search(name, client)?;
-        let joined = self.link_flights.join(&(name.clone(), *digest), || CacheError::GivenUp);
+        let key = (name.clone(), *digest, needed);
+        let joined = self.link_flights.join(&key, || CacheError::GivenUp);
         let service = Arc::clone(self);
         let (flight, _) = self.core.run_metadata_flight(joined, purpose, move |leader| {
-            let (name, digest) = leader.key().clone();
-            leader.finish(service.prove_link(&name, &digest));
+            let (name, digest, needed) = leader.key().clone();
+            leader.finish(service.prove_link(&name, &digest, needed));
         });
         Ok(BlobLookup::Unlinked(LinkWait { flight }))
     }
 
-    /// Whether it is known that a repository contains a blob, or does not matter.
-    pub(in crate::cache) fn is_linked(&self, name: &ImageName, digest: &Digest) -> bool {
+    /// Whether enough is known of a blob and a repository, or does not matter.
+    pub(in crate::cache) fn is_linked(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        needed: Link,
+    ) -> bool {
         let access = &self.core.settings().access;
-        if access.blobs_of(name) == BlobAccess::Any {
+        let may_assume = needed == Link::Assumed;
+        if may_assume && access.blobs_of(name) == BlobAccess::Any {
             return true;
         }
-        let is_open = || !(access.has_clients() && self.core.private.may_have(digest));
+        let is_open =
+            || may_assume && !(access.has_clients() && self.core.private.may_have(digest));
         // The usual case first: a pull of an image whose manifest this process knows.
-        if self.manifests.stated_size(name, digest).is_some() && is_open() {
+        if is_open() && self.manifests.stated_size(name, digest).is_some() {
             return true;
         }
         let link = lock(&self.links).get(&(name.clone(), *digest)).copied();
         link.is_some_and(|link| link == Link::Proven || is_open())
     }
 
-    fn is_own_download(&self, name: &ImageName, digest: &Digest, found: &BlobLookup) -> bool {
+    /// Whether a download was started for this repository. Not sufficient as a proof if others are asked for it as well.
+    fn is_own_download(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        found: &BlobLookup,
+        needed: Link,
+    ) -> bool {
+        if needed == Link::Proven && self.core.sources.asks_others(&name.upstream) {
+            return false;
+        }
         let key = (name.upstream.clone(), *digest);
         let starters = lock(&self.starters);
         matches!(found, BlobLookup::Wait(_))
@@ -148,7 +181,7 @@ impl BlobCache {
         let is_new = known != Some(Link::Proven);
         self.remember_link(name, digest);
         if is_new
-            && self.core.settings().access.has_clients()
+            && self.core.settings().access.keeps_links()
             && let Err(error) = self.core.store.put_links(name, [digest])
         {
             log::debug!(repository:% = name, error:% = error; "cannot record that a repository contains a blob");
@@ -159,19 +192,26 @@ impl BlobCache {
     ///
     /// # Errors
     /// [`CacheError`] if there is none.
-    pub(super) fn prove_link(&self, name: &ImageName, digest: &Digest) -> Result<(), CacheError> {
-        if self.is_linked(name, digest) {
+    pub(super) fn prove_link(
+        &self,
+        name: &ImageName,
+        digest: &Digest,
+        needed: Link,
+    ) -> Result<(), CacheError> {
+        if self.is_linked(name, digest, needed) {
             return Ok(());
         }
-        let has_clients = self.core.settings().access.has_clients();
-        if has_clients && self.core.store.links(name)?.contains(digest) {
+        let settings = self.core.settings();
+        let has_clients = settings.access.has_clients();
+        if settings.access.keeps_links() && self.core.store.links(name)?.contains(digest) {
             self.remember_link(name, digest);
             return Ok(());
         }
         if has_clients {
             self.read_private_manifests()?;
         }
-        let is_private = has_clients && self.core.private.may_have(digest);
+        let is_private =
+            needed == Link::Proven || (has_clients && self.core.private.may_have(digest));
         let manifests = match is_private {
             true => Vec::new(),
             false => self.core.store.find_manifests(name)?,
@@ -180,9 +220,7 @@ impl BlobCache {
             self.assume_link(name, digest);
             return Ok(());
         }
-        // A registry that anyone may run would say so of everything.
-        if is_private && !matches!(self.core.sources.standing(&name.upstream), Ok(Standing::Listed))
-        {
+        if is_private && !self.may_confirm(&name.upstream, digest)? {
             return Err(CacheError::KnownMissing);
         }
         match self.ask_for_link(name, digest) {
@@ -201,6 +239,24 @@ impl BlobCache {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether a registry's word is good for a private blob. One that anyone may run would say so of everything, unless it
+    /// has sent the blob itself.
+    fn may_confirm(&self, upstream: &Upstream, digest: &Digest) -> Result<bool, CacheError> {
+        if upstream.is_well_known()
+            || matches!(self.core.sources.standing(upstream), Ok(Standing::Listed))
+        {
+            return Ok(true);
+        }
+        let mut has_sent = false;
+        let walked = self.core.store.each_repository_of(upstream, &mut |name| {
+            let links = self.core.store.links(name).map_err(io::Error::other)?;
+            has_sent = has_sent || links.contains(digest);
+            Ok(())
+        });
+        walked.map_err(|error| CacheError::from(StoreError::scan(error)))?;
+        Ok(has_sent)
     }
 
     fn ask_for_link(&self, name: &ImageName, digest: &Digest) -> Result<(), CacheError> {
@@ -246,13 +302,15 @@ impl BlobCache {
 
     /// Looks for a proof in the background, while the registry can be asked.
     pub(in crate::cache) fn prove_link_later(self: &Arc<Self>, name: &ImageName, digest: &Digest) {
-        if !self.core.settings().access.has_clients() || self.is_linked(name, digest) {
+        let access = &self.core.settings().access;
+        let needed = access.strictest_link();
+        if !access.keeps_links() || self.is_linked(name, digest, needed) {
             return;
         }
         let Ok(purpose) = self.core.purpose(name, None) else { return };
         let (service, name, digest) = (Arc::clone(self), name.clone(), *digest);
         self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
-            if let Err(error) = service.prove_link(&name, &digest) {
+            if let Err(error) = service.prove_link(&name, &digest, needed) {
                 log::debug!(repository:% = name, digest:% = digest, error:% = error; "no proof that the repository contains the blob");
             }
         });

@@ -23,6 +23,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::access::Link;
 use super::bounded::BoundedCache;
 use super::core::Core;
 use super::eviction::EvictionService;
@@ -102,7 +103,7 @@ pub(super) struct BlobCache {
     starters: Mutex<BoundedCache<BlobKey, ImageName>>,
     link_flights: links::LinkFlights,
     /// Repositories that contain a blob. Locked as the tables below.
-    links: Mutex<BoundedCache<(ImageName, Digest), links::Link>>,
+    links: Mutex<BoundedCache<(ImageName, Digest), Link>>,
     /// Sizes of blobs that this process verified. Locked for a lookup or an insertion only, as are the tables below.
     verified_sizes: Mutex<BoundedCache<Digest, u64>>,
     /// Blobs that had the wrong content, and the failures of each endpoint with them.
@@ -195,9 +196,13 @@ impl BlobCache {
         digest: &Digest,
         purpose: Purpose,
         client: Option<ClientAddress>,
+        needed: Link,
     ) -> Result<BlobLookup, CacheError> {
         if let Some(found) = self.find_at_hand(name, digest)? {
-            return self.at_hand_for(name, digest, found, client);
+            return self.at_hand_for(name, digest, found, client, needed);
+        }
+        if self.needs_link_first(name, digest, needed) {
+            return self.wait_for_link(name, digest, client, needed);
         }
         let size_hint = self.size_hint(name, digest);
         Ok(BlobLookup::Wait(match purpose {
@@ -431,7 +436,7 @@ impl BlobCache {
     /// Requests a blob's size with HEAD, or with the head of a GET response if HEAD does not report it.
     fn fetch_size(&self, name: &ImageName, digest: &Digest) -> Result<u64, CacheError> {
         if self.core.sources.asks_others(&name.upstream) {
-            self.prove_link(name, digest)?;
+            self.prove_link(name, digest, Link::Assumed)?;
         }
         let source = self.core.source(&name.upstream)?;
         let reported = source.blob_size(&name.repository, digest);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::super::*;
-use super::{NOW, Signer, at, claims, jwks, known, settings};
+use super::{NOW, Signer, at, claims, client, jwks, known, settings};
 
 type Fetched = Result<Vec<u8>, String>;
 type Stored = Arc<Mutex<Option<Vec<u8>>>>;
@@ -65,12 +65,12 @@ impl Remote {
         fetched: Fetched,
     ) -> Result<Arc<Identity>, Refusal> {
         let instant = Instant::now() + Duration::from_secs(seconds);
-        match self.issuers.check(token, at(NOW), instant).unwrap() {
+        match self.issuers.check(token, client(), at(NOW), instant).unwrap() {
             Verdict::Known(known) => panic!("no fetch is needed: {known:?}"),
             Verdict::Wait(wait) => {
                 self.answer.send(fetched).unwrap();
                 wait_for(&wait);
-                self.issuers.recheck(token, at(NOW))
+                self.issuers.recheck(token, client(), at(NOW))
             }
         }
     }
@@ -109,7 +109,7 @@ fn an_unknown_key_is_fetched_and_a_withdrawn_key_is_refused() {
     assert_eq!(unknown.err(), Some(Refusal::UnknownKey), "the last fetch was a moment ago");
     let expired = old.token(&json!({"alg": "ES256", "kid": "x"}), &claims(json!({"exp": 1})));
     let later = Instant::now() + Duration::from_secs(31);
-    let verdict = remote.issuers.check(&expired, at(NOW), later).unwrap();
+    let verdict = remote.issuers.check(&expired, client(), at(NOW), later).unwrap();
     assert!(matches!(verdict, Verdict::Known(Err(Refusal::Expired))), "no reason for a fetch");
     assert!(known(&remote.issuers, &old_token, NOW).unwrap().is_ok());
     assert!(remote.check_with(&new_token, 31, Ok(new_keys)).is_ok());
@@ -119,12 +119,30 @@ fn an_unknown_key_is_fetched_and_a_withdrawn_key_is_refused() {
 }
 
 #[test]
+fn an_issuer_can_withdraw_all_its_keys() {
+    let signer = Signer::ec256();
+    for withdrawn in [jwks(&[]), jwks(&[json!({"kty": "oct", "k": "c2VjcmV0"})])] {
+        let (stored, token) = (Stored::default(), es256(&signer, "k"));
+        let remote = Remote::new(&stored, None);
+        assert!(remote.check_with(&token, 0, Ok(jwks(&[signer.jwk("k")]))).is_ok());
+        let unknown = es256(&signer, "other");
+        assert_eq!(remote.check_with(&unknown, 31, Ok(withdrawn)).err(), Some(Refusal::NoKeys));
+        assert_eq!(known(&remote.issuers, &token, NOW).unwrap().err(), Some(Refusal::NoKeys));
+        let status = &remote.issuers.status()[0];
+        assert!(status.keys == 0 && status.failing_since.is_some(), "{status:?}");
+        drop(remote);
+        let restarted = Remote::new(&stored, None);
+        assert_eq!(restarted.issuers.status()[0].keys, 0);
+    }
+}
+
+#[test]
 fn the_last_keys_stay_valid_while_the_issuer_is_down_and_after_a_restart() {
     let signer = Signer::ec256();
     let (stored, token) = (Stored::default(), es256(&signer, "k"));
     let remote = Remote::new(&stored, None);
     assert!(remote.check_with(&token, 0, Ok(jwks(&[signer.jwk("k")]))).is_ok());
-    for failed in [Err("down".into()), Ok(b"<html>".to_vec()), Ok(jwks(&[]))] {
+    for failed in [Err("down".into()), Ok(b"<html>".to_vec())] {
         let unknown = es256(&signer, "other");
         let refused = remote.check_with(&unknown, 31, failed);
         assert_eq!(refused.err(), Some(Refusal::UnknownKey));
@@ -153,14 +171,14 @@ fn tokens_that_arrive_during_a_fetch_share_it() {
     let signer = Signer::ec256();
     let remote = Remote::new(&Stored::default(), None);
     let token = es256(&signer, "k");
-    let check = || match remote.issuers.check(&token, at(NOW), Instant::now()).unwrap() {
+    let check = || match remote.issuers.check(&token, client(), at(NOW), Instant::now()).unwrap() {
         Verdict::Wait(wait) => wait,
         Verdict::Known(known) => panic!("{known:?}"),
     };
     let waits = [check(), check(), check()];
     remote.answer.send(Ok(jwks(&[signer.jwk("k")]))).unwrap();
     waits.iter().for_each(wait_for);
-    assert!(remote.issuers.recheck(&token, at(NOW)).is_ok());
+    assert!(remote.issuers.recheck(&token, client(), at(NOW)).is_ok());
     assert!(remote.begun.try_recv().is_err(), "one fetch");
 }
 
@@ -168,7 +186,8 @@ fn tokens_that_arrive_during_a_fetch_share_it() {
 fn waiting_ends_when_the_issuers_are_replaced() {
     let signer = Signer::ec256();
     let remote = Remote::new(&Stored::default(), None);
-    let verdict = remote.issuers.check(&es256(&signer, "k"), at(NOW), Instant::now()).unwrap();
+    let verdict =
+        remote.issuers.check(&es256(&signer, "k"), client(), at(NOW), Instant::now()).unwrap();
     let Verdict::Wait(wait) = verdict else { panic!("the first fetch is running") };
     let Remote { issuers, answer, begun: _begun } = remote;
     drop((issuers, answer));
@@ -183,10 +202,10 @@ fn keys_are_fetched_at_once_when_the_operator_asks() {
     assert!(remote.check_with(&old_token, 0, Ok(jwks(&[old.jwk("old")]))).is_ok());
     remote.issuers.refresh();
     remote.begun.recv().unwrap();
-    let verdict = remote.issuers.check(&new_token, at(NOW), Instant::now()).unwrap();
+    let verdict = remote.issuers.check(&new_token, client(), at(NOW), Instant::now()).unwrap();
     let Verdict::Wait(wait) = verdict else { panic!("a fetch is running") };
     remote.answer.send(Ok(jwks(&[new.jwk("new")]))).unwrap();
     wait_for(&wait);
-    assert!(remote.issuers.recheck(&new_token, at(NOW)).is_ok());
+    assert!(remote.issuers.recheck(&new_token, client(), at(NOW)).is_ok());
     assert_eq!(known(&remote.issuers, &old_token, NOW).unwrap().err(), Some(Refusal::UnknownKey));
 }

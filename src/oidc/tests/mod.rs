@@ -2,7 +2,9 @@
 
 mod fetched;
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -24,6 +26,12 @@ use super::*;
 
 const ISSUER: &str = "https://issuer.example";
 const NOW: u64 = 1_800_000_000;
+
+/// Another one each time, since an address that presents many wrong tokens is stopped.
+fn client() -> ClientAddress {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    IpAddr::from(Ipv4Addr::from(COUNT.fetch_add(1, Ordering::Relaxed))).into()
+}
 
 fn encoded(bytes: impl AsRef<[u8]>) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(bytes)
@@ -187,7 +195,7 @@ fn at(seconds: u64) -> SystemTime {
 }
 
 fn known(issuers: &Issuers, token: &str, now: u64) -> Option<Result<Arc<Identity>, Refusal>> {
-    match issuers.check(token, at(now), Instant::now())? {
+    match issuers.check(token, client(), at(now), Instant::now())? {
         Verdict::Known(known) => Some(known),
         Verdict::Wait(_) => panic!("nothing is fetched"),
     }
@@ -351,7 +359,7 @@ fn changed_and_foreign_signatures_are_refused() {
     }
     // Extensions that a reader must understand (RFC 7515, section 4.1.11).
     let header = json!({"alg": "ES256", "kid": "k", "crit": ["new"], "new": 1});
-    assert_eq!(site.refusal(&signer.token(&header, &claims(json!({})))), Refusal::Signature);
+    assert_eq!(site.refusal(&signer.token(&header, &claims(json!({})))), Refusal::Malformed);
     // A key in the header is not one of the issuer.
     let header =
         json!({"alg": "ES256", "kid": "x", "jwk": other.jwk("x"), "jku": "https://e.example"});
@@ -369,16 +377,27 @@ fn other_passwords_are_not_tokens() {
         "secret".into(),
         "a.b.c".into(),
         "..".into(),
+        format!("{header}.{}.AAAA", encoded("[]")),
+        format!("{header}.{}.AAAA", encoded(r#"{"iss":"https://other.example"}"#)),
+    ] {
+        assert!(site.check(&text).is_none() && !site.issuers.are_named_by(&text), "{text}");
+    }
+    // They are not accepted, but whoever gets them could repair them.
+    let (first, second) = token.split_at(token.len() / 2);
+    for damaged in [
         format!("{token}.x"),
         format!("{token} "),
+        format!("\n{token}\n"),
+        format!("Bearer {token}"),
+        format!("{first}\n{second}"),
         format!("{header}.{body}"),
         format!("{header}.{body}=.AAAA"),
         format!("{}.{body}.AAAA", encoded("{}")),
         format!("{}.{body}.AAAA", encoded("[]")),
-        format!("{header}.{}.AAAA", encoded("[]")),
         format!("{header}.{body}.+/+/"),
+        body.clone(),
     ] {
-        assert!(site.check(&text).is_none() && !site.issuers.are_named_by(&text), "{text}");
+        assert!(site.check(&damaged).is_none() && site.issuers.are_named_by(&damaged), "{damaged}");
     }
 }
 

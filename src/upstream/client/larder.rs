@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ureq::http::{HeaderMap, header};
 
 use super::registry::EndpointKind;
-use super::session::Session;
+use super::session::{Ask, Session};
 use crate::introduction::{self, Introduction};
 use crate::oci::Upstream;
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
@@ -89,17 +89,18 @@ impl LarderEndpoint {
     pub(super) fn asking(
         &self,
         session: &Session,
-        path: &str,
+        ask: &Ask<'_>,
     ) -> Result<Option<Asking>, UpstreamError> {
         if !self.acquaintance.known().is_introduced {
-            let headers = self.chain().enter(|| session.probe())?;
+            // With its login, because a Larder says nothing about itself to those who may not use it.
+            let headers = self.chain().enter(|| session.introduce(ask.repository))?;
             self.note_introduction(session, &headers);
         }
         let name = self.acquaintance.known().name.clone();
         if self.is_this_process() {
             return Err(UpstreamError::new(session.url(), UpstreamErrorKind::Loop));
         }
-        let path = path.split('?').next().unwrap_or_default();
+        let path = ask.path.split('?').next().unwrap_or_default();
         let what = format!("{}{path}", self.namespace);
         Ok(name.map(|name| via::asking(name, what)))
     }

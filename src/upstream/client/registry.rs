@@ -170,7 +170,7 @@ impl Registry {
 
     pub(super) fn ask(&self, ask: &Ask<'_>) -> Result<Answer, UpstreamError> {
         let Some(larder) = &self.larder else { return self.session.ask(ask) };
-        let _asking = larder.asking(&self.session, &ask.path)?;
+        let _asking = larder.asking(&self.session, ask)?;
         let answer = larder.chain().enter(|| self.session.ask(ask))?;
         larder.learn(answer.response.headers());
         Ok(answer)

@@ -7,20 +7,20 @@
 
 mod authorization;
 mod limited_hosts;
+mod probing;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use ureq::http::{HeaderMap, HeaderName, Response, header};
+use ureq::http::{HeaderName, Response, header};
 use ureq::{Agent, Body};
 
 use super::quota::{Quota, RateLimit};
 use super::registry::{EndpointKind, EndpointSettings};
 use crate::oci::{Repository, Upstream};
 use crate::upstream::auth::{Logins, Refusals, Tokens};
-use crate::upstream::check::{self, CheckStep};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind, is_broken_connection};
 use crate::upstream::network::{
     ApiPath, Endpoint, ForeignAgents, Guard, LazyAgent, Location, Reach, Scheme, Timeouts,
@@ -34,9 +34,6 @@ use crate::via::{self, Via};
 
 /// The most redirects that are followed: more than any registry needs.
 const REDIRECTS_MAX: usize = 10;
-
-/// The timeout of a circuit breaker's probe: short, since a client's request waits for it.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An endpoint of a registry, and what has been learned about it.
 pub(super) struct Session {
@@ -258,15 +255,6 @@ impl Session {
         }
     }
 
-    /// Examines how the endpoint is reached. `false` if no request can succeed.
-    pub(super) fn examine(&self, steps: &mut Vec<CheckStep>) -> bool {
-        let (agent, guard) = match &self.own {
-            Some(own) => (own, Guard::Any),
-            None => (&self.foreign.public, Guard::PublicOnly),
-        };
-        check::examine(agent, guard, &self.base, steps)
-    }
-
     /// Scheme, host and port of the endpoint, and the path of its API where that is not `/v2`.
     pub(super) fn url(&self) -> String {
         let path = if self.api == ApiPath::default() { "" } else { self.api.as_str() };
@@ -343,22 +331,6 @@ impl Session {
             self.quota.note(response.headers(), &self.upstream, Instant::now());
         }
         Ok(response)
-    }
-
-    /// Requests the version of the endpoint's API, without credentials. Returns the headers of the response.
-    pub(super) fn probe(&self) -> Result<HeaderMap, UpstreamError> {
-        let location = self.base.with_path(&format!("{}/", self.api.as_str()));
-        let request: Arc<str> = format!("GET {}", location.for_log()).into();
-        let via = via::current().to_string();
-        let headers = [(header::VIA, Some(via.as_str()))];
-        let total = Some(PROBE_TIMEOUT.min(self.timeouts.headers));
-        let response = self.send(Method::Get, &location, &headers, total, &request)?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        if status >= 500 {
-            return Err(status_error(status, &headers, &request));
-        }
-        discard(response);
-        Ok(headers)
     }
 
     /// Sends one request, and repeats it once on a new connection if an idle one may have been dead.

@@ -10,7 +10,7 @@ pub(super) fn tls_reason(error: &rustls::Error) -> String {
     let (what, hint) = match error {
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => (
             "the server does not speak TLS".to_owned(),
-            "for plain HTTP set scheme: http in its entry",
+            "for plain HTTP set scheme: http in its entry, if it is a registry",
         ),
         rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
             not_after, ..
@@ -21,9 +21,10 @@ pub(super) fn tls_reason(error: &rustls::Error) -> String {
                 "or this machine's clock is wrong",
             )
         }
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            (error.to_string(), "for a private certificate authority set tls.ca in its entry")
-        }
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => (
+            error.to_string(),
+            "for a private certificate authority set tls.ca (or ca) in its entry",
+        ),
         rustls::Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => (error.to_string(), "its subjectAltName must contain the host of the endpoint"),
@@ -41,7 +42,7 @@ pub(super) fn tls_reason(error: &rustls::Error) -> String {
         {
             (
                 "its certificate is a self-signed authority".to_owned(),
-                "to trust it, set tls.ca in its entry to this certificate",
+                "to trust it, set tls.ca (or ca) in its entry to this certificate",
             )
         }
         rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => (

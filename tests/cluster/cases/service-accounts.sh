@@ -34,7 +34,7 @@ larder_install --values "$SCRATCH/values.yaml"
 
 step "configure the nodes"
 # As in docs/configuration.md.
-sed -n '/^   kind: ClusterRole$/,/^   ```$/p' "$ROOT/docs/configuration.md" | sed '$d; s/^   //' >"$SCRATCH/rights.yaml"
+sed -n '/^   apiVersion: rbac/,/^   ```$/p' "$ROOT/docs/configuration.md" | sed '$d; s/^   //' >"$SCRATCH/rights.yaml"
 (($(grep -c '^kind: ' "$SCRATCH/rights.yaml") == 2)) || fail "docs/configuration.md has no ClusterRole with its binding"
 kubectl apply --filename "$SCRATCH/rights.yaml" >/dev/null
 kubectl label --filename "$SCRATCH/rights.yaml" larder=test >/dev/null

@@ -104,8 +104,13 @@ impl Site {
         )
     }
 
+    /// The key `ca` of the issuer.
+    pub fn ca(&self) -> String {
+        format!("ca: {}", self.path("ca.pem").display())
+    }
+
     pub fn discovered(&self) -> String {
-        self.config(&format!("ca: {}", self.path("ca.pem").display()), "")
+        self.config(&self.ca(), "")
     }
 
     pub fn claims(&self, changes: Value) -> Value {
