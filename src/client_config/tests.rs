@@ -277,9 +277,10 @@ providers:
       requireServiceAccount: true
 "#
     );
-    let any = Mirror { audience: "a\"b".into(), ..mirror(&["larder:8080"]) };
-    let text = texts(&any, Client::Kubelet).remove(0);
-    assert!(text.contains("      - \"*.*\"\n      - \"*.*.*\"\n    default"), "{text}");
+    let any = mirror(&["larder:8080"]);
+    assert_eq!(any.documents(Client::Kubelet), Err(MirrorError::NoRegistry));
+    let other = Mirror { audience: "a\"b".into(), registries: vec![corp()], ..any };
+    let text = texts(&other, Client::Kubelet).remove(0);
     assert!(text.contains(r#"serviceAccountTokenAudience: "a\"b""#), "{text}");
     let none = Mirror { audience: " ".into(), ..mirror(&["larder:8080"]) };
     assert_eq!(none.documents(Client::Kubelet), Err(MirrorError::Audience));

@@ -99,11 +99,12 @@ pub(super) struct ClaimPatterns(BTreeMap<String, Text<Pattern>>);
 
 impl<'de> Deserialize<'de> for ClaimPatterns {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ClaimPatterns, D::Error> {
-        match Option::<BTreeMap<_, _>>::deserialize(deserializer)? {
-            Some(claims) if !claims.is_empty() => Ok(ClaimPatterns(claims)),
-            _ => Err(D::Error::custom(
+        let claims = BTreeMap::deserialize(deserializer)?;
+        match claims.is_empty() {
+            true => Err(D::Error::custom(
                 "claims is empty: omit it if every token of the issuer may pull",
             )),
+            false => Ok(ClaimPatterns(claims)),
         }
     }
 }
@@ -115,11 +116,12 @@ pub(super) struct Repositories(Vec<Text<NamePattern>>);
 
 impl<'de> Deserialize<'de> for Repositories {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Repositories, D::Error> {
-        match Option::<Vec<_>>::deserialize(deserializer)? {
-            Some(patterns) if !patterns.is_empty() => Ok(Repositories(patterns)),
-            _ => Err(D::Error::custom(
+        let patterns = Vec::deserialize(deserializer)?;
+        match patterns.is_empty() {
+            true => Err(D::Error::custom(
                 "repositories is empty: omit it if these tokens may pull everything",
             )),
+            false => Ok(Repositories(patterns)),
         }
     }
 }

@@ -60,6 +60,12 @@ fn errors_name_line_and_column() {
         ),
         ("serverAuthConfig: {oidc: [{allow: [{claims: x}]}]}", "larder.yaml:1:", "map"),
         (
+            "serverAuthConfig: {oidc: [{allow: [{claims: {}}]}]}",
+            "larder.yaml:1:",
+            "claims is empty",
+        ),
+        ("serverAuthConfig: {oidc: [{allow: [{repositories: []}]}]}", "larder.yaml:1:", "is empty"),
+        (
             "serverAuthConfig: {oidc: [{allow: [{repositories: [a*]}]}]}",
             "larder.yaml:1:",
             "docker.io",
