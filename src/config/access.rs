@@ -20,7 +20,7 @@ pub(super) fn policy(file: &File) -> Result<AccessPolicy, ConfigError> {
             BlobsName::Linked => BlobAccess::Linked,
             BlobsName::Any => BlobAccess::Any,
         },
-        has_restricted_clients: oidc::has_restricted_tokens(file),
+        restricted_to: oidc::restricted_to(file),
     })
 }
 

@@ -1,6 +1,6 @@
 //! `serverAuthConfig.oidc`: the issuers whose tokens are passwords.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use super::keys::{Comparison, Section, Unset, Value, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
 use super::value::Text;
-use crate::oci::{NamePattern, Pattern};
+use crate::oci::{NamePattern, Pattern, Upstream};
 use crate::oidc::{self, IssuerSettings, KeysFrom, Rule, SUBJECT};
 use crate::upstream::{DiscoverySettings, IssuerUrl, TlsSettings};
 
@@ -167,10 +167,14 @@ pub(super) fn settings(file: &File) -> Result<Option<oidc::Settings>, ConfigErro
     Ok((!issuers.is_empty()).then_some(oidc::Settings { issuers }))
 }
 
-/// Whether any tokens are good for some repositories only.
-pub(super) fn has_restricted_tokens(file: &File) -> bool {
+/// If any tokens are good for some repositories only: the registries that these rules name.
+pub(super) fn restricted_to(file: &File) -> Option<BTreeSet<Upstream>> {
     let entries = file.server_auth_config.iter().flat_map(|entry| &entry.oidc);
-    entries.flat_map(|entry| &entry.allow).any(|rule| !rule.repositories.0.is_empty())
+    let rules = entries.flat_map(|entry| &entry.allow);
+    let patterns: Vec<&NamePattern> =
+        rules.flat_map(|rule| &rule.repositories.0).map(|pattern| &pattern.0).collect();
+    let registries = patterns.iter().filter_map(|pattern| pattern.registry()).cloned();
+    (!patterns.is_empty()).then(|| registries.collect())
 }
 
 fn issuer(entry: &OidcEntry) -> Result<IssuerSettings, String> {

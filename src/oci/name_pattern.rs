@@ -15,6 +15,7 @@ pub struct NamePattern {
     /// As it was written.
     text: String,
     subject: Subject,
+    registry: Option<Upstream>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +27,11 @@ enum Subject {
 }
 
 impl NamePattern {
+    /// The registry that it names; `None` if the registry is a pattern itself.
+    pub fn registry(&self) -> Option<&Upstream> {
+        self.registry.as_ref()
+    }
+
     /// Whether the pattern selects a repository.
     pub fn covers(&self, name: &ImageName) -> bool {
         match &self.subject {
@@ -94,7 +100,11 @@ impl FromStr for NamePattern {
                 (true, _) => Subject::Names(pattern(text)?),
                 // The name in which the registry appears after it was resolved.
                 (false, _) if Upstream::looks_like_host(first) => match first.parse::<Upstream>() {
-                    Ok(registry) => Subject::Names(pattern(&format!("{registry}/{rest}"))?),
+                    Ok(registry) => {
+                        let subject = Subject::Names(pattern(&format!("{registry}/{rest}"))?);
+                        let (text, registry) = (text.to_owned(), Some(registry));
+                        return Ok(NamePattern { text, subject, registry });
+                    }
                     Err(error) => return refused(&error),
                 },
                 (false, _) => {
@@ -104,7 +114,12 @@ impl FromStr for NamePattern {
                 }
             }
         };
-        Ok(NamePattern { text: text.to_owned(), subject })
+        let registry = match &subject {
+            Subject::Registry(registry) => Some(registry.clone()),
+            Subject::Exact(name) => Some(name.upstream.clone()),
+            Subject::Registries(_) | Subject::Names(_) => None,
+        };
+        Ok(NamePattern { text: text.to_owned(), subject, registry })
     }
 }
 
@@ -116,6 +131,23 @@ fn is_registry(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_registry_of_a_pattern_is_known_if_it_is_named() {
+        for (pattern, registry) in [
+            ("quay.io", Some("quay.io")),
+            ("index.docker.io/library/*", Some("docker.io")),
+            ("alpine", Some("docker.io")),
+            ("quay.io/org/app", Some("quay.io")),
+            ("*", None),
+            ("*.example.com", None),
+            ("*/org/app", None),
+            ("/^quay.io/", None),
+        ] {
+            let parsed: NamePattern = pattern.parse().unwrap();
+            assert_eq!(parsed.registry().map(Upstream::as_str), registry, "{pattern}");
+        }
+    }
 
     #[test]
     fn patterns_select_registries_or_repositories() {

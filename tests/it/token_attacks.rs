@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::issuer::{OURS, Site, THEIRS, by, started};
+use crate::support::issuer::{OURS, Site, THEIRS, by, started, started_in};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::{Process, run};
 use crate::support::{FakeRegistry, Image, bytes};
@@ -62,6 +62,30 @@ fn what_a_token_has_pulled_is_served_after_a_restart_without_the_registry() {
     let process = started(&site, &site.discovered());
     assert_eq!(by(&process, "token", &token, &ours).status, 200);
     assert_eq!(by(&process, "token", &token, &blob(OURS, &secret)).status, 503);
+}
+
+#[test]
+fn a_parent_that_has_the_blob_is_not_asked_for_it() {
+    let (site, process, secret) = cached();
+    process.signal("TERM");
+    process.wait();
+    // The parent has what the first server has cached, and no users.
+    let open = site.discovered();
+    let open = open.split_once("serverAuthConfig").expect("the key").0;
+    let parent = Process::serve_file(site.directory.path(), open);
+    let child = tempfile::tempdir().expect("a directory");
+    let parents = format!("parents: ['http://{}']", parent.address);
+    let process = started_in(child.path(), &site, &site.config(&site.ca(), &parents));
+    let token = site.token(json!({}));
+    for layer in site.ours.layers() {
+        let target = blob(OURS, &layer.digest);
+        assert_eq!(by(&process, "token", &token, &target).body, layer.bytes);
+    }
+    site.registry.expect_unknown(&format!("*/{EVIL}/*"));
+    let refused = by(&process, "token", &token, &blob(EVIL, &secret));
+    assert_eq!(refused.status, 404, "{refused:?}");
+    // For others, the parent's word is enough.
+    assert_eq!(by(&process, "demo", "secret", &blob(THEIRS, &secret)).status, 200);
 }
 
 #[test]

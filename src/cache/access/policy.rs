@@ -1,6 +1,6 @@
 //! Who decides which clients may pull a repository. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::oci::{ImageName, Upstream};
@@ -27,8 +27,8 @@ pub struct AccessPolicy {
     pub offline: Duration,
     /// In which repositories cached blobs are served.
     pub blobs: BlobAccess,
-    /// Whether some clients may pull only some repositories, according to their tokens.
-    pub has_restricted_clients: bool,
+    /// If some clients may pull only some repositories, according to their tokens: the registries that these rules name.
+    pub restricted_to: Option<BTreeSet<Upstream>>,
 }
 
 /// Who decides about the repositories of a registry.
@@ -72,7 +72,7 @@ impl Default for AccessPolicy {
             ttl: TTL,
             offline: OFFLINE,
             blobs: BlobAccess::default(),
-            has_restricted_clients: false,
+            restricted_to: None,
         }
     }
 }
@@ -98,12 +98,17 @@ impl AccessPolicy {
 
     /// Whether it is recorded which repositories contain which blobs, because not everyone may pull everything.
     pub fn keeps_links(&self) -> bool {
-        self.has_restricted_clients || self.has_clients()
+        self.restricted_to.is_some() || self.has_clients()
     }
 
     /// What clients need to know at most of a blob and a repository.
     pub(in crate::cache) fn strictest_link(&self) -> Link {
-        if self.has_restricted_clients { Link::Proven } else { Link::Assumed }
+        if self.restricted_to.is_some() { Link::Proven } else { Link::Assumed }
+    }
+
+    /// Whether a rule for some repositories names a registry.
+    pub(in crate::cache) fn is_named(&self, upstream: &Upstream) -> bool {
+        self.restricted_to.as_ref().is_some_and(|named| named.contains(upstream))
     }
 
     /// In which repositories the blobs of this one are served.

@@ -245,6 +245,7 @@ impl BlobCache {
     /// has sent the blob itself.
     fn may_confirm(&self, upstream: &Upstream, digest: &Digest) -> Result<bool, CacheError> {
         if upstream.is_well_known()
+            || self.core.settings().access.is_named(upstream)
             || matches!(self.core.sources.standing(upstream), Ok(Standing::Listed))
         {
             return Ok(true);

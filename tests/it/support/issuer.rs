@@ -1,6 +1,6 @@
 //! An issuer of tokens, and a registry whose content is served for them (`serverAuthConfig.oidc`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ring::rand::SystemRandom;
@@ -139,7 +139,12 @@ pub fn message(response: &Response) -> String {
 
 /// A server that has fetched the keys: the first request with a token waits for that.
 pub fn started(site: &Site, config: &str) -> Process {
-    let process = Process::serve_file(site.directory.path(), config);
+    started_in(site.directory.path(), site, config)
+}
+
+/// The same in another directory.
+pub fn started_in(directory: &Path, site: &Site, config: &str) -> Process {
+    let process = Process::serve_file(directory, config);
     assert_eq!(by(&process, "token", &site.token(json!({})), "/v2/").status, 200);
     process
 }
