@@ -29,19 +29,6 @@ pub const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The default for what the claim `aud` of a service account's token contains.
 pub const AUDIENCE: &str = "larder";
 
-/// The registries that are always configured for clients that cannot mirror all registries with one entry.
-const WELL_KNOWN: [&str; 9] = [
-    "docker.io",
-    "gcr.io",
-    "ghcr.io",
-    "mcr.microsoft.com",
-    "nvcr.io",
-    "public.ecr.aws",
-    "quay.io",
-    "registry.gitlab.com",
-    "registry.k8s.io",
-];
-
 /// A program that pulls images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Client {
@@ -304,8 +291,9 @@ impl Mirror {
     /// The registries for clients that need an entry for each registry.
     fn explicit_registries(&self) -> Vec<Registry> {
         let mut registries = self.registries.clone();
-        // All of these constants are valid names.
-        let known = WELL_KNOWN.iter().filter_map(|name| name.parse().ok().map(Registry::named));
+        // For clients that cannot mirror all registries with one entry. All of these constants are valid names.
+        let known =
+            Upstream::WELL_KNOWN.iter().filter_map(|name| name.parse().ok().map(Registry::named));
         for known in known {
             if !registries.iter().any(|listed| listed.name == known.name) {
                 registries.push(known);

@@ -31,13 +31,11 @@ impl Upstream {
     /// The name that clients use for Docker Hub.
     pub const DOCKER_HUB: &'static str = "docker.io";
 
-    /// In canonical form.
-    const WELL_KNOWN: [&'static str; 11] = [
+    /// Public registries that many clusters use, in canonical form.
+    pub const WELL_KNOWN: [&'static str; 9] = [
         "docker.io",
         "gcr.io",
         "ghcr.io",
-        "k8s.gcr.io",
-        "lscr.io",
         "mcr.microsoft.com",
         "nvcr.io",
         "public.ecr.aws",
@@ -46,7 +44,7 @@ impl Upstream {
         "registry.k8s.io",
     ];
 
-    /// Whether it is a public registry that many clusters use, whose operator can be believed what is in its repositories.
+    /// Whether it is one of [`Upstream::WELL_KNOWN`]. Those who publish there do not decide what it says.
     pub fn is_well_known(&self) -> bool {
         Self::WELL_KNOWN.contains(&self.as_str())
     }
