@@ -7,6 +7,8 @@
 //! # Interleavings
 //! * *A rename during a sync.* The running sync may have missed it. So a thread waits for a sync that began after it
 //!   asked, which is the one after the running one.
+//! * *A rename into a directory that another thread has just created.* The path to it may not be synced yet, so the thread
+//!   waits until the other one has done that ([`DirectorySyncs::creating`]).
 //! * *A failed sync* is an error for every thread that waited for it, even if a later sync has succeeded before the thread
 //!   continues: the kernel reports a lost write only once.
 
@@ -22,6 +24,8 @@ use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 pub(in crate::store) struct DirectorySyncs {
     /// Locked for a lookup, an insertion or a removal only.
     running: Mutex<HashMap<PathBuf, Arc<Directory>>>,
+    /// Held while directories are created and synced into their parents.
+    creating: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +60,11 @@ impl From<Failure> for io::Error {
 }
 
 impl DirectorySyncs {
+    /// Waits until no other thread creates directories, and keeps others from it.
+    pub(in crate::store) fn creating(&self) -> MutexGuard<'_, ()> {
+        self.creating.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the names durable that this thread has changed in a directory.
     ///
     /// # Errors

@@ -85,6 +85,8 @@ impl Inner {
             }
             other => other,
         };
+        // Another thread may have created the directory and not synced the path to it yet.
+        drop(self.directory_syncs.creating());
         let synced = renamed.and_then(|()| self.sync_directory(parent));
         synced.map_err(|error| StoreError::write(path, error))
     }
@@ -92,6 +94,7 @@ impl Inner {
     /// Creates a directory and its missing parents and syncs each into its parent: a record is only as durable as
     /// the path to it.
     pub(in crate::store) fn create_directories(&self, path: &Path) -> io::Result<()> {
+        let _creating = self.directory_syncs.creating();
         let made = self.layout.create_directories(path)?;
         for parent in made.iter().filter_map(|made| made.parent()) {
             self.sync_directory(parent)?;
