@@ -15,21 +15,26 @@ pub struct NamePattern {
     /// As it was written.
     text: String,
     subject: Subject,
-    registry: Option<Upstream>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Subject {
     Registry(Upstream),
     Registries(Pattern),
-    Names(Pattern),
+    /// By the full name, and the registry if the pattern names it.
+    Names(Pattern, Option<Upstream>),
     Exact(ImageName),
 }
 
 impl NamePattern {
     /// The registry that it names; `None` if the registry is a pattern itself.
     pub fn registry(&self) -> Option<&Upstream> {
-        self.registry.as_ref()
+        match &self.subject {
+            Subject::Registry(registry) => Some(registry),
+            Subject::Exact(name) => Some(&name.upstream),
+            Subject::Names(_, registry) => registry.as_ref(),
+            Subject::Registries(_) => None,
+        }
     }
 
     /// Whether the pattern selects a repository.
@@ -37,7 +42,7 @@ impl NamePattern {
         match &self.subject {
             Subject::Registry(registry) => *registry == name.upstream,
             Subject::Registries(pattern) => pattern.matches(name.upstream.as_str()),
-            Subject::Names(pattern) => {
+            Subject::Names(pattern, _) => {
                 let text = name.to_string();
                 // As in a pull: `docker.io/alpine` is `docker.io/library/alpine`.
                 let short = text.strip_prefix("docker.io/library/");
@@ -68,7 +73,7 @@ impl FromStr for NamePattern {
             if text.len() < 2 || !text.ends_with('/') {
                 return refused(&"a regular expression ends with a slash as well");
             }
-            Subject::Names(pattern(text)?)
+            Subject::Names(pattern(text)?, None)
         } else if text.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return refused(&"names are in lower case");
         } else if !has_wildcards(text) {
@@ -97,13 +102,11 @@ impl FromStr for NamePattern {
                         "give the registry as well, such as docker.io/{text}; registries have a dot, such as *.example.com"
                     ));
                 }
-                (true, _) => Subject::Names(pattern(text)?),
+                (true, _) => Subject::Names(pattern(text)?, None),
                 // The name in which the registry appears after it was resolved.
                 (false, _) if Upstream::looks_like_host(first) => match first.parse::<Upstream>() {
                     Ok(registry) => {
-                        let subject = Subject::Names(pattern(&format!("{registry}/{rest}"))?);
-                        let (text, registry) = (text.to_owned(), Some(registry));
-                        return Ok(NamePattern { text, subject, registry });
+                        Subject::Names(pattern(&format!("{registry}/{rest}"))?, Some(registry))
                     }
                     Err(error) => return refused(&error),
                 },
@@ -114,12 +117,7 @@ impl FromStr for NamePattern {
                 }
             }
         };
-        let registry = match &subject {
-            Subject::Registry(registry) => Some(registry.clone()),
-            Subject::Exact(name) => Some(name.upstream.clone()),
-            Subject::Registries(_) | Subject::Names(_) => None,
-        };
-        Ok(NamePattern { text: text.to_owned(), subject, registry })
+        Ok(NamePattern { text: text.to_owned(), subject })
     }
 }
 

@@ -11,7 +11,7 @@ use super::accepted::Accepted;
 use super::claims::{self, Claims};
 use super::keys::KeySet;
 use super::schedule::Schedule;
-use super::token::{Refusal, Unverified, check_claims};
+use super::token::{Refusal, Unverified};
 use super::wrong_tokens::WrongTokens;
 use super::{Identity, IssuerSettings, IssuerStatus, KeySource, OidcError, Unfetched};
 use crate::certificates::WatchedFile;
@@ -127,9 +127,10 @@ impl Issuer {
         };
         let audience = &self.settings().audience;
         // Before the signature, which costs more. An expired token is no reason to fetch keys, either.
-        if let Err(refusal) = token.check(audience, now) {
-            return Answer::Known(Err(refusal));
-        }
+        let ends = match token.check(audience, now) {
+            Ok(ends) => ends,
+            Err(refusal) => return Answer::Known(Err(refusal)),
+        };
         if lock(&self.shared.wrong).is_too_much(client, now) {
             return Answer::Known(Err(Refusal::TooManyWrong));
         }
@@ -147,9 +148,7 @@ impl Issuer {
                 return Answer::Known(Err(refusal));
             }
         };
-        let accepted = check_claims(&claims, audience, now)
-            .and_then(|ends| Ok((self.identity(&claims)?, ends)));
-        Answer::Known(accepted.map(|(identity, ends)| {
+        Answer::Known(self.identity(&claims).inspect(|identity| {
             let mut known = lock(&self.shared.known);
             // Otherwise its key may have left the set.
             if known
@@ -158,9 +157,8 @@ impl Issuer {
                 .zip(keys.as_ref())
                 .is_some_and(|(now, then)| Arc::ptr_eq(now, then))
             {
-                known.accepted.remember(digest, Arc::clone(&identity), ends);
+                known.accepted.remember(digest, Arc::clone(identity), ends);
             }
-            identity
         }))
     }
 
@@ -254,8 +252,10 @@ impl Shared {
     /// Notes whether the keys could be fetched or read.
     fn note(&self, is_ok: bool) {
         let mut known = lock(&self.known);
-        let since = known.failing_since.filter(|_| !is_ok);
-        known.failing_since = since.or_else(|| (!is_ok).then(SystemTime::now));
+        known.failing_since = match is_ok {
+            true => None,
+            false => known.failing_since.or_else(|| Some(SystemTime::now())),
+        };
     }
 
     /// Waits for the time of the next fetch, and begins it. Returns `None` once the issuer is dropped.

@@ -60,12 +60,13 @@ impl Unverified<'_> {
         Some(Unverified { text, algorithm: header.alg, kid: header.kid, issuer, claims })
     }
 
-    /// Checks everything but the signature, to refuse a token early.
+    /// Checks the audience and the times, to refuse a token before its signature is verified. Returns until when it is
+    /// accepted; [`Unverified::verify`] must follow.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub(super) fn check(&self, audience: &str, now: SystemTime) -> Result<(), Refusal> {
-        check_claims(&self.claims, audience, now).map(drop)
+    pub(super) fn check(&self, audience: &str, now: SystemTime) -> Result<SystemTime, Refusal> {
+        check_claims(&self.claims, audience, now)
     }
 
     /// The claims of the token, if one of the keys has signed it.
@@ -123,11 +124,7 @@ fn signature_only(algorithm: Algorithm) -> Validation {
 ///
 /// # Errors
 /// [`Refusal`].
-pub(super) fn check_claims(
-    claims: &Claims,
-    audience: &str,
-    now: SystemTime,
-) -> Result<SystemTime, Refusal> {
+fn check_claims(claims: &Claims, audience: &str, now: SystemTime) -> Result<SystemTime, Refusal> {
     let is_for_us = match claims.get("aud") {
         Some(Value::String(aud)) => aud == audience,
         Some(Value::Array(all)) => all.iter().any(|aud| aud.as_str() == Some(audience)),
