@@ -7,8 +7,10 @@
 //! Inputs are text where possible: lines with the parameters, and then a document. So seeds can be read and written
 //! manually, and a fuzzer can exchange parts of them.
 
+use std::fmt::{Debug, Display};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{api, bundle, config, http, image_references, oci, store, upstream, users};
@@ -62,6 +64,38 @@ pub(crate) fn line(data: &[u8]) -> (String, &[u8]) {
     let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let text = String::from_utf8_lossy(&data[..end]).into_owned();
     (text, data.get(end + 1..).unwrap_or_default())
+}
+
+/// Parses a text; what it prints must parse to the same value.
+pub(crate) fn round_trip<T>(text: &str) -> Option<T>
+where
+    T: FromStr + Display + PartialEq + Debug,
+    T::Err: Debug + Display,
+{
+    match text.parse::<T>() {
+        Ok(value) => {
+            assert_round_trip(&value);
+            Some(value)
+        }
+        Err(error) => {
+            assert_is_safe_text(&error.to_string());
+            None
+        }
+    }
+}
+
+pub(crate) fn assert_round_trip<T>(value: &T)
+where
+    T: FromStr + Display + PartialEq + Debug,
+    T::Err: Debug,
+{
+    assert_eq!(value.to_string().parse::<T>().as_ref().ok(), Some(value));
+}
+
+/// Texts from outside reach logs and terminals only without control characters.
+pub(crate) fn assert_is_safe_text(text: &str) {
+    assert!(!text.chars().any(char::is_control), "{text:?}");
+    assert!(text.len() <= 4096, "{} bytes", text.len());
 }
 
 /// The positions at which an input is split: all of a short one, and some of a long one.

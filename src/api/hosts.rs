@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use super::status::misdirected;
 use crate::http::{Reply, Request};
+use crate::oci::quoted;
 
 /// A host name without a port, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct HostNameError(String);
 
 impl fmt::Display for HostNameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is not a host name without a port, such as larder.example.com", self.0)
+        write!(f, "\"{}\" is not a host name without a port, such as larder.example.com", self.0)
     }
 }
 
@@ -39,7 +40,7 @@ impl FromStr for HostName {
         };
         match name.len() <= 253 && name.split('.').all(is_label) {
             true => Ok(HostName(name.to_ascii_lowercase())),
-            false => Err(HostNameError(text.to_owned())),
+            false => Err(HostNameError(quoted(text))),
         }
     }
 }

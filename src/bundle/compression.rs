@@ -15,6 +15,8 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
+use crate::oci::quoted;
+
 /// The read buffer in front of a decompressor, in bytes.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// How much content goes into one Zstandard frame, in bytes. Every reader treats consecutive frames as one stream,
@@ -68,7 +70,7 @@ impl FromStr for Compression {
             "none" => Ok(Compression::None),
             "gzip" | "gz" => Ok(Compression::Gzip),
             "zstd" | "zst" => Ok(Compression::Zstd),
-            _ => Err(format!("{text} is none of gzip, zstd and none")),
+            _ => Err(format!("{} is none of gzip, zstd and none", quoted(text))),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::compression::{Compression, Compressor, decompress};
 use super::output::{Destination, Form};
 use super::source::BundleSource;
 use super::{Have, ImportEvent, ImportSettings, OpenOutput, Selection, export, import, select};
-use crate::fuzzing::{Scratch, line};
+use crate::fuzzing::{Scratch, assert_is_safe_text, line};
 use crate::oci::{Algorithm, Digest};
 use crate::store::{Checked, Store};
 
@@ -133,18 +133,14 @@ fn imported(store: &Store, source: &BundleSource) -> Option<usize> {
         ImportSettings { name: None, now: SystemTime::UNIX_EPOCH + Duration::from_secs(1) };
     let summary = import(store, source, &settings, &mut |event| match event {
         ImportEvent::Imported { reference, platforms, .. } => {
-            assert_is_safe(reference);
-            platforms.iter().for_each(|platform| assert_is_safe(platform));
+            assert_is_safe_text(reference);
+            platforms.iter().for_each(|platform| assert_is_safe_text(platform));
         }
         ImportEvent::Incomplete { missing, .. } => assert!(!missing.is_empty()),
-        ImportEvent::Refused { reason, .. } => assert_is_safe(reason),
+        ImportEvent::Refused { reason, .. } => assert_is_safe_text(reason),
         ImportEvent::Progress { bytes } => assert!(*bytes > 0),
     });
     summary.ok().map(|summary| summary.images)
-}
-
-fn assert_is_safe(text: &str) {
-    assert!(!text.chars().any(char::is_control), "{text:?}");
 }
 
 /// Every blob matches its digest, and every name has all of its content.

@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::oci::Upstream;
+use crate::oci::{self, Upstream};
 
 /// The beginning of every generated text. It identifies files that Larder may overwrite whatever they contain.
 pub const MARK: &str = "# Written by larder hosts-toml";
@@ -107,7 +107,7 @@ impl FromStr for Client {
     fn from_str(text: &str) -> Result<Client, MirrorError> {
         let lower = text.to_ascii_lowercase().replace("cri-o", "crio");
         let known = Client::NAMES.iter().find(|(name, _)| *name == lower);
-        known.map(|(_, client)| *client).ok_or_else(|| MirrorError::Client(text.to_owned()))
+        known.map(|(_, client)| *client).ok_or_else(|| MirrorError::Client(oci::quoted(text)))
     }
 }
 
@@ -145,7 +145,7 @@ impl FromStr for Server {
     type Err = MirrorError;
 
     fn from_str(text: &str) -> Result<Server, MirrorError> {
-        let refuse = || MirrorError::Server(text.to_owned());
+        let refuse = || MirrorError::Server(oci::quoted(text));
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         let is_tls = match scheme {
             "http" => false,

@@ -1,21 +1,27 @@
 //! Fuzz targets: configuration files, and the values in them.
 
-use std::fmt::{Debug, Display};
 use std::path::Path;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use super::auth::{Prefix, TokenProvider};
 use super::image_sync::{ImageText, Interval, SyncName};
+use super::number::{Count, Port, Timeout};
+use super::oidc::{Audience, ClaimPath};
 use super::parse::parse;
 use super::value::{
-    EndpointUrl, FreeSpaceText, LogFormat, LogLevel, PlatformText, Rate, Size, Span, TtlText,
+    EndpointUrl, FreeSpaceText, Interface, LogFormat, LogLevel, PlatformText, Rate, Size, Span,
+    TtlText,
 };
 use super::{Differences, Overrides, Settings, build};
 use crate::api::HostName;
+use crate::bundle::Compression;
+use crate::client_config::Server;
+use crate::events::EventType;
+use crate::fuzzing::{assert_is_safe_text, round_trip};
 use crate::image_sync::{CronSchedule, Schedule};
 use crate::prune::{parse_duration, parse_since, timestamp};
 use crate::units;
-use crate::upstream::{EcrRegistry, RepositoryPrefix};
+use crate::upstream::{EcrRegistry, IssuerUrl, RepositoryPrefix};
 
 /// Input: the file.
 pub(crate) fn config(data: &[u8]) {
@@ -34,7 +40,13 @@ pub(crate) fn config(data: &[u8]) {
 fn settings(text: &str) -> Option<Settings> {
     let built =
         parse(Path::new("larder.yaml"), text).and_then(|file| build(file, Overrides::default()));
-    built.map_err(|error| assert!(!error.to_string().is_empty())).ok()
+    built
+        .map_err(|error| {
+            let error = error.to_string();
+            assert!(!error.is_empty());
+            error.lines().for_each(assert_is_safe_text);
+        })
+        .ok()
 }
 
 /// Input: one value.
@@ -47,6 +59,22 @@ pub(crate) fn values(data: &[u8]) {
     if let Some(Size(bytes)) = round_trip::<Size>(text) {
         assert!(!units::size(bytes).is_empty());
     }
+    for result in [
+        text.parse::<Count>().err().map(|error| error.to_string()),
+        text.parse::<Port>().err().map(|error| error.to_string()),
+        text.parse::<Compression>().err(),
+        text.parse::<Server>().err().map(|error| error.to_string()),
+    ] {
+        result.iter().for_each(|error| assert_is_safe_text(error));
+    }
+    round_trip::<Timeout>(text);
+    round_trip::<Interface>(text);
+    round_trip::<EventType>(text);
+    round_trip::<IssuerUrl>(text);
+    round_trip::<Audience>(text);
+    round_trip::<ClaimPath>(text);
+    round_trip::<Prefix>(text);
+    round_trip::<TokenProvider>(text);
     round_trip::<Rate>(text);
     round_trip::<FreeSpaceText>(text);
     round_trip::<TtlText>(text);
@@ -74,10 +102,4 @@ pub(crate) fn values(data: &[u8]) {
         assert!(shown.is_empty() || parse_since(&shown, now) == Ok(since), "{shown}");
         assert!(!units::ago(since, now).is_empty());
     }
-}
-
-fn round_trip<T: FromStr + Display + PartialEq + Debug>(text: &str) -> Option<T> {
-    let value: T = text.parse().ok()?;
-    assert_eq!(value.to_string().parse::<T>().as_ref().ok(), Some(&value));
-    Some(value)
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::keys::Value;
 use super::value::{ParseValueError, Span, Text};
+use crate::oci::quoted;
 use crate::prune::parse_duration;
 
 /// Implements `Deserialize` for numbers that are read from their text, so that errors have a position.
@@ -34,7 +35,11 @@ impl FromStr for Count {
 
     fn from_str(text: &str) -> Result<Count, ParseValueError> {
         text.parse().ok().filter(|count| *count > 0).map(Count).ok_or_else(|| {
-            ParseValueError::new(format!("{text} is not a whole number from 1 to {}", u32::MAX))
+            ParseValueError::new(format!(
+                "{} is not a whole number from 1 to {}",
+                quoted(text),
+                u32::MAX
+            ))
         })
     }
 }
@@ -79,7 +84,8 @@ impl FromStr for Port {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Port, ParseValueError> {
-        let refuse = |_| ParseValueError::new(format!("{text} is not a port (0 to {})", u16::MAX));
+        let refuse =
+            |_| ParseValueError::new(format!("{} is not a port (0 to {})", quoted(text), u16::MAX));
         text.parse().map(Port).map_err(refuse)
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::keys::Value;
 use super::suggestion::one_of;
 use crate::cache::Ttl;
-use crate::oci::{Platform, PlatformError};
+use crate::oci::{Platform, PlatformError, quoted};
 use crate::prune::{FreeSpace, parse_duration};
 use crate::upstream::{ApiPath, Endpoint, Scheme, Secret};
 
@@ -69,7 +69,7 @@ impl FromStr for Interface {
         address.map(Interface).ok_or_else(|| {
             let allowed = "is not an IP address of this machine, such as 0.0.0.0 (all), :: (all, also IPv6), \
                            127.0.0.1 or localhost";
-            ParseValueError(format!("{text} {allowed}"))
+            ParseValueError(format!("{} {allowed}", quoted(text)))
         })
     }
 }

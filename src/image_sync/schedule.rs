@@ -11,6 +11,8 @@ use croner::parser::{CronParser, Seconds, Year};
 use croner::time::{CivilDate, CivilDateTime, CivilTime, CronDateTime, Resolution, Weekday};
 use time::{Date, Month, OffsetDateTime, PrimitiveDateTime, Time};
 
+use crate::oci::quoted;
+
 /// When an entry runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Schedule {
@@ -64,8 +66,9 @@ impl FromStr for CronSchedule {
     fn from_str(text: &str) -> Result<CronSchedule, String> {
         let refuse = |reason: &str| {
             format!(
-                "{text:?} is not a schedule ({reason}); give minute, hour, day of the month, month and day of \
-                 the week in UTC, such as \"30 3 * * 1-5\" for 03:30 from Monday to Friday"
+                "\"{}\" is not a schedule ({reason}); give minute, hour, day of the month, month and day of \
+                 the week in UTC, such as \"30 3 * * 1-5\" for 03:30 from Monday to Friday",
+                quoted(text)
             )
         };
         if !text.starts_with('@') && !text.split_whitespace().all(is_field) {
@@ -76,7 +79,7 @@ impl FromStr for CronSchedule {
         let parser =
             CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let cron =
-            parser.parse(text).map_err(|error| refuse(error.to_string().trim_end_matches('.')))?;
+            parser.parse(text).map_err(|error| refuse(quoted(error).trim_end_matches('.')))?;
         let schedule = CronSchedule { text: text.to_owned(), cron: Box::new(cron) };
         // The 30th of February: any start gives the same result.
         match schedule.next_after(SystemTime::UNIX_EPOCH) {

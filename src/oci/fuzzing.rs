@@ -1,12 +1,10 @@
 //! Fuzz targets: manifests, names and patterns.
 
 use std::collections::HashSet;
-use std::fmt::{Debug, Display};
-use std::str::FromStr;
 
 use super::timestamp::is_timestamp;
 use super::*;
-use crate::fuzzing::line;
+use crate::fuzzing::{assert_is_safe_text, assert_round_trip, line, round_trip};
 
 /// Input: a line with the content type (empty for none), a line with platforms, and a manifest.
 pub(crate) fn manifest(data: &[u8]) {
@@ -143,38 +141,6 @@ pub(crate) fn pattern(data: &[u8]) {
         }
         Err(error) => assert_is_safe_text(&error),
     }
-}
-
-/// Parses a text; what it prints must parse to the same value.
-fn round_trip<T>(text: &str) -> Option<T>
-where
-    T: FromStr + Display + PartialEq + Debug,
-    T::Err: Debug + Display,
-{
-    match text.parse::<T>() {
-        Ok(value) => {
-            assert_round_trip(&value);
-            Some(value)
-        }
-        Err(error) => {
-            assert_is_safe_text(&error.to_string());
-            None
-        }
-    }
-}
-
-fn assert_round_trip<T>(value: &T)
-where
-    T: FromStr + Display + PartialEq + Debug,
-    T::Err: Debug,
-{
-    assert_eq!(value.to_string().parse::<T>().as_ref().ok(), Some(value));
-}
-
-/// Texts from outside reach logs and terminals only without control characters.
-fn assert_is_safe_text(text: &str) {
-    assert!(!text.chars().any(char::is_control), "{text:?}");
-    assert!(text.len() <= 4096, "{} bytes", text.len());
 }
 
 /// A component of a path in the cache directory.

@@ -84,7 +84,7 @@ impl FromStr for NamePattern {
                 },
                 Ok(PartReference { name, reference: None }) => Subject::Exact(name),
                 Ok(_) => {
-                    let all = quoted(format!("{text}/*"));
+                    let all = quoted(format_args!("{text}/*"));
                     return refused(&format!(
                         "rules are for repositories, without tags and digests; all of a registry is {all}"
                     ));
@@ -99,7 +99,8 @@ impl FromStr for NamePattern {
                 }
                 (true, "") => {
                     return refused(&format!(
-                        "give the registry as well, such as docker.io/{text}; registries have a dot, such as *.example.com"
+                        "{}; registries have a dot, such as *.example.com",
+                        registry_missing(text)
                     ));
                 }
                 (true, _) => Subject::Names(pattern(text)?, None),
@@ -110,15 +111,15 @@ impl FromStr for NamePattern {
                     }
                     Err(error) => return refused(&error),
                 },
-                (false, _) => {
-                    return refused(&format!(
-                        "give the registry as well, such as docker.io/{text}"
-                    ));
-                }
+                (false, _) => return refused(&registry_missing(text)),
             }
         };
         Ok(NamePattern { text: text.to_owned(), subject })
     }
+}
+
+fn registry_missing(text: &str) -> String {
+    format!("give the registry as well, such as {}", quoted(format_args!("docker.io/{text}")))
 }
 
 /// Whether a name without a slash is that of a registry. Others, such as `alpine`, are repositories of docker.io.

@@ -12,7 +12,7 @@ use super::response::{
     check_encoding, content_digest, content_length, content_range, is_registry_error, is_web_page,
     redirect_target, status_error,
 };
-use crate::fuzzing::line;
+use crate::fuzzing::{assert_is_safe_text, line};
 
 pub(crate) use super::auth::fuzzing::{aws, credential_helper, docker_config};
 pub(crate) use super::client::fuzzing::{link, referrers, tag_list};
@@ -33,7 +33,7 @@ pub(crate) fn response_head(data: &[u8]) {
     }
     let request: Arc<str> = "GET https://registry.example/v2/".into();
     let error = status_error(status, &headers, &request);
-    assert_is_log_text(&error.to_string());
+    assert_is_safe_text(&error.to_string());
     assert!(error.retry_after().is_none() || status == 429 || status == 503, "{error}");
     if let Some(range) = content_range(&headers) {
         assert!(range.size.is_none_or(|size| range.start < size), "{range:?}");
@@ -43,7 +43,7 @@ pub(crate) fn response_head(data: &[u8]) {
     is_web_page(&headers);
     is_registry_error(&headers, data);
     if let Err(error) = check_encoding(&headers, &request) {
-        assert_is_log_text(&error.to_string());
+        assert_is_safe_text(&error.to_string());
     }
     super::client::fuzzing::response_headers(&headers);
     let from = Location::parse("https://registry.example/v2/a/blobs/x").expect("valid");
@@ -81,7 +81,7 @@ fn check_challenge(line: &str) {
             let is_ours = host == "registry.example" || host.ends_with(".registry.example");
             assert_eq!(check_owner(&realm, &secure).is_ok(), is_ours, "{host}");
         }
-        Err(error) => assert_is_log_text(&error.to_string()),
+        Err(error) => assert_is_safe_text(&error.to_string()),
     }
 }
 
@@ -95,9 +95,4 @@ pub(crate) fn token(data: &[u8]) {
     assert!(value.is_ok_and(|value| value.len() <= 17 * 1024));
     assert!(!token.is_due(now), "a token that is never used");
     assert!(token.is_due(now + Duration::from_secs(86_400)), "a token that is used forever");
-}
-
-/// What an error quotes from a response goes to logs and clients.
-pub(super) fn assert_is_log_text(text: &str) {
-    assert!(!text.chars().any(char::is_control), "{text:?}");
 }
