@@ -29,13 +29,21 @@ pub(super) fn tls(file: &File) -> Result<Option<ServerTlsSettings>, ConfigError>
     }
 }
 
-/// Keys of the reference server that are accepted but have no effect.
+/// Keys that are accepted but have no effect.
 pub(super) fn without_effect(file: &File) -> Vec<&'static str> {
     let is_ca_unused = file
         .server_tls_config
         .as_ref()
         .is_some_and(|entry| entry.ca.is_some() && entry.client_auth != ClientAuthName::Verify);
-    let all = [("serverTlsConfig.ca (without clientAuth: verify)", is_ca_unused)];
+    // Whoever writes it expects logins.
+    let is_open = file
+        .server_auth_config
+        .as_ref()
+        .is_some_and(|entry| entry.htpasswd.is_none() && entry.oidc.is_empty());
+    let all = [
+        ("serverTlsConfig.ca (without clientAuth: verify)", is_ca_unused),
+        ("serverAuthConfig (without htpasswd and oidc)", is_open),
+    ];
     all.into_iter().filter(|(_, is_set)| *is_set).map(|(key, _)| key).collect()
 }
 

@@ -16,7 +16,11 @@
 //! - the tables in `docs/configuration.md` and the schema of the chart: `Value::shape`, in tests only.
 //!
 //! A doc comment is printed in `docs/configuration.md`, so it is written for users. `, default "…"` replaces
-//! what that page shows as the default, where the value itself says too little.
+//! what that page shows as the default, where the value itself says too little. `, parser "super::keys::not_null"` refuses
+//! a key without a value, where the default admits more than its author may have meant.
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 /// What happens when a reload finds another value for a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +134,16 @@ pub(super) struct Key {
     pub(super) shape: Shape,
 }
 
+/// The value of a key that may be omitted, but not be empty.
+pub(super) fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let value = Option::deserialize(deserializer)?;
+    value
+        .map(Some)
+        .ok_or_else(|| D::Error::custom("the key has no value: give one, or omit the key"))
+}
+
 macro_rules! section {
     (@written $type:ty) => { $type };
     (@written $type:ty = $default:expr) => { Option<$type> };
@@ -148,7 +162,7 @@ macro_rules! section {
             $(
                 $(#[doc = $doc:literal])*
                 $($applies:ident)? $key:literal $field:ident: $type:ty $(= $default:expr)?
-                $(, flag $flag:literal)? $(, default $words:literal)?;
+                $(, flag $flag:literal)? $(, default $words:literal)? $(, parser $parser:literal)?;
             )*
         }
     ) => {
@@ -167,7 +181,7 @@ macro_rules! section {
             #[derive(serde::Deserialize)]
             #[serde(deny_unknown_fields)]
             struct Written {
-                $( #[serde(rename = $key)] $field: section!(@written $type $(= $default)?), )*
+                $( #[serde(rename = $key $(, default, deserialize_with = $parser)?)] $field: section!(@written $type $(= $default)?), )*
             }
 
             impl<'de> serde::Deserialize<'de> for $name {

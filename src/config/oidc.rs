@@ -47,9 +47,9 @@ section! {
     OidcRuleEntry {
         /// Claims and patterns for their values, such as `{kubernetes.io.namespace: team-*}`. A claim is a key of the token,
         /// or keys joined by dots; of a list, one element must match.
-        "claims" claims: ClaimPatterns = ClaimPatterns::default(), default "every token";
+        "claims" claims: ClaimPatterns = ClaimPatterns::default(), default "every token", parser "super::keys::not_null";
         /// What these tokens may pull: patterns as in `allow`.
-        "repositories" repositories: Repositories = Repositories::default(), default "all";
+        "repositories" repositories: Repositories = Repositories::default(), default "all", parser "super::keys::not_null";
     }
 }
 

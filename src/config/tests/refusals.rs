@@ -66,6 +66,16 @@ fn errors_name_line_and_column() {
         ),
         ("serverAuthConfig: {oidc: [{allow: [{repositories: []}]}]}", "larder.yaml:1:", "is empty"),
         (
+            "serverAuthConfig:\n  oidc:\n    - allow:\n        - claims:",
+            "larder.yaml:4:",
+            "the key has no value",
+        ),
+        (
+            "serverAuthConfig:\n  oidc:\n    - allow:\n        - repositories: ~",
+            "larder.yaml:4:",
+            "the key has no value",
+        ),
+        (
             "serverAuthConfig: {oidc: [{allow: [{repositories: [a*]}]}]}",
             "larder.yaml:1:",
             "docker.io",
@@ -237,6 +247,8 @@ fn incomplete_server_tls_is_refused() {
     assert!(tls("{cert: /c, key: /k, clientAuth: maybe}").unwrap_err().contains("verify"));
     let unused = settings("serverTlsConfig: {cert: /c, key: /k, ca: /a}").unwrap();
     assert_eq!(unused.without_effect, ["serverTlsConfig.ca (without clientAuth: verify)"]);
+    let open = settings("serverAuthConfig: {}").unwrap();
+    assert_eq!(open.without_effect, ["serverAuthConfig (without htpasswd and oidc)"]);
 }
 
 #[test]
