@@ -163,9 +163,9 @@ pub(super) fn token_challenge(text: &str, realm: &str) -> Reply {
 }
 
 /// The response to a token that is refused, or that cannot be checked now.
-pub(super) fn token_refusal(refusal: TokenRefusal) -> Reply {
+pub(super) fn token_refusal(refusal: &TokenRefusal) -> Reply {
     let text = refusal.to_string();
-    if refusal.is_denial() {
+    if refusal.denied_user().is_some() {
         error_reply(403, ErrorCode::Denied, &text)
     } else if refusal.is_temporary() {
         error_reply(503, ErrorCode::Unavailable, &text)

@@ -57,19 +57,23 @@ fn admit(
             request.set_user(identity.user());
             handlers.answer(auth, Admission::Token(&identity), request, context)
         }
-        Err(refusal) => Step::Reply(refuse(refusal)),
+        Err(refusal) => {
+            if let Some(user) = refusal.denied_user() {
+                request.set_user(user);
+            }
+            Step::Reply(refuse(&refusal))
+        }
     }
 }
 
-fn refuse(refusal: Refusal) -> Reply {
+fn refuse(refusal: &Refusal) -> Reply {
     status::token_refusal(refusal).note("reason", refusal.word())
 }
 
 /// The response to a valid token that is not good for this repository.
 pub(super) fn deny(name: &ImageName) -> Reply {
     let upstream = name.upstream.as_str().to_owned();
-    let word = Refusal::NoRule.word();
-    status::token_denial(name).note("reason", word).note("upstream", upstream)
+    status::token_denial(name).note("reason", Refusal::DENIED).note("upstream", upstream)
 }
 
 /// A request that waits for the keys of an issuer.
@@ -96,7 +100,7 @@ impl Pending for Waiting {
             Poll::Pending if context.now() < self.deadline => Step::Wait(self),
             Poll::Pending => {
                 self.wait.give_up(context.waker());
-                Step::Reply(refuse(Refusal::NoKeys))
+                Step::Reply(refuse(&Refusal::NoKeys))
             }
         }
     }

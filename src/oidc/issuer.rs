@@ -165,9 +165,12 @@ impl Issuer {
     fn identity(&self, claims: &Claims) -> Result<Arc<Identity>, Refusal> {
         let settings = self.settings();
         let user = claims::user(claims, &settings.user).ok_or(Refusal::User)?;
-        let rule = settings.allow.iter().find(|rule| rule.is_for(claims));
-        let repositories = Arc::clone(&rule.ok_or(Refusal::NoRule)?.repositories);
-        Ok(Arc::new(Identity { user, repositories }))
+        match settings.allow.iter().find(|rule| rule.is_for(claims)) {
+            Some(rule) => {
+                Ok(Arc::new(Identity { user, repositories: Arc::clone(&rule.repositories) }))
+            }
+            None => Err(Refusal::NoRule { user }),
+        }
     }
 
     /// The running fetch, or a new one. `None` if the last one was a moment ago, or if the keys are those of a file.

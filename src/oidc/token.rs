@@ -153,7 +153,7 @@ fn time(value: &Value, name: &'static str) -> Result<SystemTime, Refusal> {
 }
 
 /// Why a token is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// It is longer than any real token.
     TooLong,
@@ -178,24 +178,33 @@ pub enum Refusal {
     /// The claim that is the user is missing or not a text.
     User,
     /// No rule of `allow` is for it.
-    NoRule,
+    NoRule {
+        /// The user, as text that is safe to print.
+        user: String,
+    },
     /// The keys of the issuer have not been fetched yet.
     NoKeys,
 }
 
 impl Refusal {
-    /// Whether the token itself is valid, but not for anything here.
-    pub fn is_denial(self) -> bool {
-        self == Refusal::NoRule
+    /// The word for the log if a valid token may not pull a repository, or anything.
+    pub const DENIED: &'static str = "token-denied";
+
+    /// The user, if the token itself is valid, but not for anything here.
+    pub fn denied_user(&self) -> Option<&str> {
+        match self {
+            Refusal::NoRule { user } => Some(user),
+            _ => None,
+        }
     }
 
     /// Whether the token may be accepted later.
-    pub fn is_temporary(self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         matches!(self, Refusal::NoKeys | Refusal::TooManyWrong)
     }
 
     /// A word for the log.
-    pub fn word(self) -> &'static str {
+    pub fn word(&self) -> &'static str {
         match self {
             Refusal::TooLong => "token-too-long",
             Refusal::Algorithm => "token-algorithm",
@@ -206,7 +215,7 @@ impl Refusal {
             Refusal::Audience => "token-audience",
             Refusal::Malformed | Refusal::Claim(_) | Refusal::User => "token-claims",
             Refusal::TooManyWrong => "token-guesses",
-            Refusal::NoRule => "token-denied",
+            Refusal::NoRule { .. } => Refusal::DENIED,
             Refusal::NoKeys => "token-unchecked",
         }
     }
@@ -230,7 +239,9 @@ impl fmt::Display for Refusal {
             }
             Refusal::Claim(name) => write!(f, "the token has no valid claim {name}"),
             Refusal::User => write!(f, "the token has no claim with the user"),
-            Refusal::NoRule => write!(f, "no rule in serverAuthConfig.oidc allows this token"),
+            Refusal::NoRule { .. } => {
+                write!(f, "no rule in serverAuthConfig.oidc allows this token")
+            }
             Refusal::NoKeys => write!(f, "the keys of the token's issuer cannot be fetched"),
         }
     }

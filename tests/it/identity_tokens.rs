@@ -31,7 +31,8 @@ fn a_token_pulls_what_its_claims_allow_and_is_not_forwarded() {
     }
     let of_ops = site.token(json!({"groups": ["dev", "ops"], "kubernetes.io": {}}));
     assert_eq!(by(&process, "token", &of_ops, &manifest(THEIRS, "v1")).status, 200);
-    let other = site.token(json!({"kubernetes.io": {"namespace": "team-c"}}));
+    let stranger = "system:serviceaccount:team-c:default";
+    let other = site.token(json!({"sub": stranger, "kubernetes.io": {"namespace": "team-c"}}));
     for target in ["/v2/", &manifest(OURS, "v1")] {
         let refused = by(&process, "token", &other, target);
         assert_eq!((refused.status, refused.error_code().as_str()), (403, "DENIED"), "{target}");
@@ -42,7 +43,14 @@ fn a_token_pulls_what_its_claims_allow_and_is_not_forwarded() {
     process.signal("TERM");
     let (_, log) = process.wait();
     assert!(log.contains(" user=system:serviceaccount:team-a:default "), "{log}");
-    assert!(log.contains(" status=403 ") && log.contains(" reason=token-denied "), "{log}");
+    for user in ["system:serviceaccount:team-a:default", stranger] {
+        let of_user = |line: &&str| line.contains(&format!(" user={user} "));
+        let denied = log
+            .lines()
+            .filter(of_user)
+            .any(|line| line.contains(" status=403 ") && line.contains(" reason=token-denied "));
+        assert!(denied, "{user}: {log}");
+    }
     assert!(!log.contains(&token), "tokens are not logged: {log}");
 }
 

@@ -263,6 +263,8 @@ fn wrong_claims_are_refused_with_their_reason() {
     let site = Site::new(&[signer.jwk("k")]);
     let token =
         |changes: Value| signer.token(&json!({"alg": "ES256", "kid": "k"}), &claims(changes));
+    // A valid token, so its user is known.
+    let no_rule = Refusal::NoRule { user: "system:serviceaccount:team-a:builder".into() };
     for (changes, refusal) in [
         (json!({"aud": "others"}), Refusal::Audience),
         (json!({"aud": ["a", 1]}), Refusal::Audience),
@@ -278,8 +280,8 @@ fn wrong_claims_are_refused_with_their_reason() {
         (json!({"nbf": "now"}), Refusal::Claim("nbf")),
         (json!({"sub": null}), Refusal::User),
         (json!({"sub": 7}), Refusal::User),
-        (json!({"kubernetes.io": {"namespace": "team-b"}}), Refusal::NoRule),
-        (json!({"kubernetes.io": null}), Refusal::NoRule),
+        (json!({"kubernetes.io": {"namespace": "team-b"}}), no_rule.clone()),
+        (json!({"kubernetes.io": null}), no_rule),
     ] {
         assert_eq!(site.refusal(&token(changes.clone())), refusal, "{changes}");
     }

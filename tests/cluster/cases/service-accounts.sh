@@ -76,7 +76,7 @@ refused() { # TEAM REGEX: what the log has of it
 }
 refused team-b "status=403 .* reason=token-denied .*$(account team-b)"
 # No entry of `allow` is for this one.
-refused team-c 'status=403 .* reason=token-denied'
+refused team-c "status=403 .* reason=token-denied .*$(account team-c)"
 
 step "without the registry, and after Larder was killed, team-a pulls and team-b does not"
 registry_stop
