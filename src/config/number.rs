@@ -58,9 +58,12 @@ impl FromStr for Timeout {
     type Err = ParseValueError;
 
     fn from_str(text: &str) -> Result<Timeout, ParseValueError> {
-        let milliseconds = text.parse().ok().map(Duration::from_millis);
-        let timeout = milliseconds.or_else(|| parse_duration(text).ok());
-        timeout.filter(|timeout| !timeout.is_zero()).map(Timeout).ok_or_else(|| {
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        let timeout = match is_number {
+            true => parse_duration(&format!("{text}ms")),
+            false => parse_duration(text),
+        };
+        timeout.ok().filter(|timeout| !timeout.is_zero()).map(Timeout).ok_or_else(|| {
             let allowed =
                 "a timeout is a duration such as 20s or 1m30s, or a number of milliseconds; not 0";
             ParseValueError::new(allowed)
