@@ -92,9 +92,13 @@ where
     assert_eq!(value.to_string().parse::<T>().as_ref().ok(), Some(value));
 }
 
-/// Texts from outside reach logs and terminals only without control characters.
+/// Texts from outside reach logs and terminals only without characters that control them or change the direction of text.
 pub(crate) fn assert_is_safe_text(text: &str) {
-    assert!(!text.chars().any(char::is_control), "{text:?}");
+    let is_unsafe = |char: char| {
+        let changes_direction = matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        char.is_control() || changes_direction || matches!(char, '\u{2028}' | '\u{2029}')
+    };
+    assert!(!text.contains(is_unsafe), "{text:?}");
     assert!(text.len() <= 4096, "{} bytes", text.len());
 }
 

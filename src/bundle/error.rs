@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::source::shown;
 use crate::oci::{Digest, quoted, quoted_up_to};
 use crate::store::StoreError;
 
@@ -149,7 +150,7 @@ impl fmt::Display for BundleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             BundleError::Open { path, source } => {
-                write!(f, "cannot open {}: {source}", path.display())
+                write!(f, "cannot open {}: {source}", shown(path))
             }
             BundleError::Read { bundle, entry, source } => write!(
                 f,
@@ -198,7 +199,7 @@ impl fmt::Display for BundleError {
                 f,
                 "the volume {} is missing; all volumes must be in one directory, and the argument must be the \
                  first one (.001) or their common name",
-                path.display()
+                shown(path)
             ),
             BundleError::OneNameForMany { bundle, images } => write!(
                 f,
@@ -221,12 +222,12 @@ impl fmt::Display for BundleError {
                 "the blob {digest} in the cache is damaged ({reason}); remove its file and pull it again"
             ),
             BundleError::Write { path, source } => {
-                write!(f, "cannot write {}: {source}", path.display())
+                write!(f, "cannot write {}: {source}", shown(path))
             }
             BundleError::NotALayout { path } => write!(
                 f,
                 "{} is neither empty nor an OCI image layout; choose an empty directory",
-                path.display()
+                shown(path)
             ),
             BundleError::TooManyVolumes { limit } => {
                 write!(

@@ -26,6 +26,11 @@ const ENTRIES_MAX: u64 = 1_000_000;
 const HEADER_BYTES_MAX: u64 = 64 * 1024;
 /// The most characters of a path in messages: Linux does not open longer paths.
 const PATH_CHARS_MAX: usize = 4096;
+
+/// A path for messages. It may come from an archive that was unpacked.
+pub(super) fn shown(path: &Path) -> String {
+    quoted_up_to(PATH_CHARS_MAX, path.display())
+}
 /// How deep a directory is walked: an image layout has three levels.
 const DEPTH_MAX: usize = 8;
 
@@ -122,9 +127,7 @@ impl BundleSource {
             // A shell's `*` may have expanded to this name, so it is escaped.
             BundleSource::File(path)
             | BundleSource::Directory(path)
-            | BundleSource::Volumes { prefix: path, .. } => {
-                quoted_up_to(PATH_CHARS_MAX, path.display())
-            }
+            | BundleSource::Volumes { prefix: path, .. } => shown(path),
             BundleSource::Memory { name, .. } => (*name).to_owned(),
         }
     }

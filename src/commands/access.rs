@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{CommandError, existing_store, printed, say, table};
 use crate::cli::{self, AccessAction, AccessForget, AccessList};
 use crate::config::Settings;
-use crate::oci::{NamePattern, PartReference};
+use crate::oci::{NamePattern, PartReference, quoted};
 use crate::prune::timestamp;
 use crate::store::{GrantRecord, Store};
 use crate::units::{ago, plural};
@@ -55,7 +55,7 @@ impl<'a> Selection<'a> {
             let name = PartReference::parse(&record.repository);
             name.is_ok_and(|parsed| pattern.covers(&parsed.name))
         };
-        self.user.is_none_or(|user| record.user == user)
+        self.user.is_none_or(|user| record.user == user || record.user == quoted(user))
             && (self.patterns.is_empty() || self.patterns.iter().any(covers))
     }
 

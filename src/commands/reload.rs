@@ -129,8 +129,7 @@ pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
     };
     let mut remarks = Vec::new();
     for key in &settings.without_effect {
-        remarks
-            .push(warning(&format!("the configuration key {key} has no effect in this version")));
+        remarks.push(warning(&format!("the configuration key {key} has no effect")));
     }
     for (place, tls) in outgoing_tls(settings) {
         let found = tls.expired(now).into_iter();

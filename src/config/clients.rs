@@ -35,7 +35,7 @@ pub(super) fn without_effect(file: &File) -> Vec<&'static str> {
         .server_tls_config
         .as_ref()
         .is_some_and(|entry| entry.ca.is_some() && entry.client_auth != ClientAuthName::Verify);
-    // Whoever writes it expects logins.
+    // An operator who sets it expects that clients must log in.
     let is_open = file
         .server_auth_config
         .as_ref()

@@ -4,6 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::oci::quoted_up_to;
+
+/// The length of an error. An unknown key is followed by all keys.
+const CHARS_MAX: usize = 3000;
+
 /// The configuration cannot be used.
 #[derive(Debug)]
 pub enum ConfigError {
@@ -86,7 +91,17 @@ pub enum ConfigError {
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        // It quotes the file, which may contain anything.
+        f.write_str(&quoted_up_to(CHARS_MAX, Words(self)))
+    }
+}
+
+/// The error as it is.
+struct Words<'a>(&'a ConfigError);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
             ConfigError::Read { path, source } => {
                 write!(f, "cannot read the configuration file {}: {source}", path.display())
             }

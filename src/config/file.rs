@@ -14,7 +14,7 @@ use super::auth::{AuthEntry, Prefix};
 use super::events::EventsEntry;
 use super::freshness::TagRuleEntry;
 use super::image_sync::SyncKeys;
-use super::keys::{Applies, Comparison, Section, Unset, Value, names, section};
+use super::keys::{Applies, Comparison, Section, Unset, Value, names, not_null, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
 use super::number::{Count, Port, Timeout};
@@ -90,22 +90,22 @@ section! {
         /// Scheduled removal of images.
         AtOnce "pruneConfig" prune_config: PruneEntry = all_defaults();
         /// TLS for clients on `port`. See [TLS to clients](#tls-to-clients).
-        AtOnceUnlessToggled "serverTlsConfig" server_tls_config: Option<ServerTlsEntry> = None;
+        AtOnceUnlessToggled "serverTlsConfig" server_tls_config: Option<ServerTlsEntry> = None, parser "not_null";
         /// Which clients may use `port`. See [Users](#users).
-        AtOnce "serverAuthConfig" server_auth_config: Option<ServerAuthEntry> = None;
+        AtOnce "serverAuthConfig" server_auth_config: Option<ServerAuthEntry> = None, parser "not_null";
         /// The names that clients may use for this server in `Host`, without a port, such as `larder.example.com`.
         /// Requests with another name get 421. This protects against DNS rebinding, where a web page reaches the cache
         /// through a browser inside the network. IP addresses and `localhost` are always allowed, so probes by address
         /// work.
-        AtOnce "allowedHosts" allowed_hosts: Vec<Text<HostName>> = vec![], default "any";
+        AtOnce "allowedHosts" allowed_hosts: Vec<Text<HostName>> = vec![], default "any", parser "not_null";
         /// The registry for requests that name none; `docker.io` for Docker's `registry-mirrors`.
         AtOnce "defaultNs" default_ns: Option<Text<Upstream>> = None, flag "--default-ns";
         /// Serve only the repositories that one of these covers: patterns for `registry/repository`, such as
         /// `docker.io/library/*`, or for a registry, such as `quay.io` or `*.example.com`, or regular expressions between
         /// slashes. They apply to cached content, too. See [Which images are served](#which-images-are-served).
-        AtOnce "allow" allow: Vec<Text<NamePattern>> = vec![], default "all";
+        AtOnce "allow" allow: Vec<Text<NamePattern>> = vec![], default "all", parser "not_null";
         /// Do not serve the repositories that one of these covers, whatever `allow` says: as `allow`.
-        AtOnce "deny" deny: Vec<Text<NamePattern>> = vec![], default "none";
+        AtOnce "deny" deny: Vec<Text<NamePattern>> = vec![], default "none", parser "not_null";
         /// Where `access` is `client`: how long a registry's permission for a login and a repository is used before the
         /// registry is asked again. See [Private images](private-images.md).
         AtOnce "accessTtl" access_ttl: Text<Span> = span(cache::AccessPolicy::default().ttl);
@@ -116,7 +116,7 @@ section! {
         /// the registry. `any`: in every repository, except where `access` is `client`.
         AtOnce "blobs" blobs: BlobsName = BlobsName::Linked;
         /// Never contact a registry: what is not cached is 404.
-        AtOnce "airGapped" air_gapped: bool = false, flag "--air-gapped";
+        AtOnce "airGapped" air_gapped: bool = false, flag "--air-gapped", parser "not_null";
         /// Check with the registry on every pull of a tag named `latest`, whatever `tagTtl` says.
         AtOnce "alwaysPullLatest" always_pull_latest: bool = false, flag "--always-pull-latest";
         /// How long a registry may take to start a response: a duration, or a number of milliseconds. Without the key, a
@@ -170,7 +170,7 @@ section! {
         /// Periodic verification of all cached blobs. Damaged blobs are moved to `quarantine/` and fetched again.
         Restart "scrub" scrub: ScrubEntry = all_defaults();
         /// `allow`: registries without an entry may be contacted by HTTPS at public addresses; `deny`: not at all.
-        AtOnce "unlistedRegistries" unlisted_registries: Unlisted = Unlisted::Allow;
+        AtOnce "unlistedRegistries" unlisted_registries: Unlisted = Unlisted::Allow, parser "not_null";
         /// The ports on which registries without an entry may be contacted, as well as the hosts that they redirect to or
         /// that issue their tokens. Entries of `registries` may use any port.
         AtOnce "unlistedPorts" unlisted_ports: Option<Vec<Port>> =
@@ -243,7 +243,7 @@ section! {
         /// The maximum number of images per run; `-1` for no limit.
         "count" count: i64 = NO_LIMIT;
         /// Only log what would be removed.
-        "dryRun" dry_run: bool = false;
+        "dryRun" dry_run: bool = false, parser "not_null";
     }
 }
 
@@ -264,11 +264,11 @@ section! {
     /// `serverTlsConfig`.
     ServerTlsEntry {
         /// PEM file with the server's certificate chain, its own certificate first.
-        "cert" cert: Option<PathBuf> = None;
+        "cert" cert: Option<PathBuf> = None, parser "not_null";
         /// PEM file with its private key.
-        "key" key: Option<PathBuf> = None;
+        "key" key: Option<PathBuf> = None, parser "not_null";
         /// `none`: no client certificates; `verify`: only clients with a valid certificate are served.
-        "clientAuth" client_auth: ClientAuthName = ClientAuthName::None;
+        "clientAuth" client_auth: ClientAuthName = ClientAuthName::None, parser "not_null";
         /// PEM file with the authorities that sign client certificates.
         "ca" ca: Option<PathBuf> = None, default "the operating system's";
     }
@@ -298,7 +298,7 @@ section! {
         "aliases" aliases: Vec<String> = vec![];
         /// Who decides which clients may pull: `server`, that is everyone who may use this server; or `client`: the registry,
         /// with the credentials of each client. See [Private images](private-images.md).
-        "access" access: AccessName = AccessName::Server;
+        "access" access: AccessName = AccessName::Server, parser "not_null";
         /// Credentials. See [Credentials](#credentials).
         "auth" auth: Option<AuthEntry> = None;
         /// Other credentials or another `access` for parts of the registry.
@@ -307,7 +307,7 @@ section! {
         "tls" tls: Option<TlsEntry> = None;
         /// Where the registry and its mirrors are, in the order in which Larder tries them: URLs, with a path if the API is
         /// not at `/v2`, or maps with the keys below. See [Endpoints](#endpoints).
-        "endpoints" endpoints: Option<Vec<EndpointEntry>> = None, default "the name itself";
+        "endpoints" endpoints: Option<Vec<EndpointEntry>> = None, default "the name itself", parser "not_null";
         /// As the global key, for this registry.
         "tagTtl" tag_ttl: Option<Text<TtlText>> = None, default "the global keys";
         /// As the global key, for this registry.
@@ -332,7 +332,7 @@ section! {
         "auth" auth: Option<AuthEntry> = None;
         /// Of a Larder: `client` gives it the logins of clients, so that it decides who may pull from registries whose `access`
         /// is `client`, if the registry itself cannot be asked. It needs the same `access` for these registries.
-        "access" access: AccessName = AccessName::Server;
+        "access" access: AccessName = AccessName::Server, parser "not_null";
         /// As `repositories` of the registry.
         "repositories" repositories: Vec<RepositoriesEntry> = vec![];
         /// As `tls` of the registry.
@@ -366,7 +366,7 @@ section! {
         /// As `auth` of the registry.
         "auth" auth: Option<AuthEntry> = None, default "the registry's";
         /// As `access` of the registry.
-        "access" access: Option<AccessName> = None, default "the registry's";
+        "access" access: Option<AccessName> = None, default "the registry's", parser "not_null";
     }
 }
 

@@ -16,7 +16,7 @@ use super::number::Count;
 use super::value::{ParseValueError, PlatformText, Span, Text};
 use crate::api::Naming;
 use crate::image_sync::{CronSchedule, Newest, NewestBy, PRELOAD, Schedule, SyncEntry, Wanted};
-use crate::oci::{Platform, Platforms};
+use crate::oci::{Platform, Platforms, quoted};
 
 /// The longest name of an entry. It is a label in metrics.
 const NAME_CHARS_MAX: usize = 64;
@@ -115,7 +115,8 @@ impl FromStr for Interval {
         match text.parse()? {
             Span(interval) if interval >= INTERVAL_MIN => Ok(Interval(interval)),
             _ => Err(ParseValueError::new(format!(
-                "{text} is too short: at least 1m, such as 6h or 1d"
+                "{} is too short: at least 1m, such as 6h or 1d",
+                quoted(text)
             ))),
         }
     }

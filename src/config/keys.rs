@@ -10,14 +10,14 @@
 //!
 //! An entry without a default is required. Everything else follows from the entry:
 //!
-//! - parsing: `deny_unknown_fields` refuses unknown keys, and `null` is the default;
+//! - parsing: `deny_unknown_fields` refuses unknown keys, and `null` is the default, unless the entry has `not_null`;
 //! - `larder config show`: [`Serialize`](serde::Serialize), unset keys left out, and [`Section::unset`] for those;
 //! - the difference between two configurations: [`Section::changed`];
 //! - the tables in `docs/configuration.md` and the schema of the chart: `Value::shape`, in tests only.
 //!
 //! A doc comment is printed in `docs/configuration.md`, so it is written for users. `, default "…"` replaces
-//! what that page shows as the default, where the value itself says too little. `, parser "super::keys::not_null"` refuses
-//! a key without a value, where the default admits more than its author may have meant.
+//! what that page shows as the default, where the value itself says too little. `, parser "not_null"` refuses
+//! a key without a value, where the default would allow more than the operator intended.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};

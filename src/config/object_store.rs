@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::file::{AddressingName, SweepName, TlsEntry};
-use super::keys::{Comparison, Section, Unset, Value, section};
+use super::keys::{Comparison, Section, Unset, Value, not_null, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
 use super::number::Count;
@@ -50,7 +50,7 @@ section! {
         /// TLS to the store.
         "tls" tls: Option<TlsEntry> = None;
         /// Only read from the bucket.
-        "readOnly" read_only: bool = false;
+        "readOnly" read_only: bool = false, parser "not_null";
         /// How many objects are uploaded at the same time.
         "uploads" uploads: Count = Count(4);
         /// Bytes per second that all uploads may use together.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::ConfigError;
 use super::file::File;
-use super::keys::{Comparison, Section, Unset, Value, section};
+use super::keys::{Comparison, Section, Unset, Value, not_null, section};
 #[cfg(test)]
 use super::keys::{Key, Map, Shape};
 use super::value::Text;
@@ -47,9 +47,9 @@ section! {
     OidcRuleEntry {
         /// Claims and patterns for their values, such as `{kubernetes.io.namespace: team-*}`. A claim is a key of the token,
         /// or keys joined by dots; of a list, one element must match.
-        "claims" claims: ClaimPatterns = ClaimPatterns::default(), default "every token", parser "super::keys::not_null";
+        "claims" claims: ClaimPatterns = ClaimPatterns::default(), default "every token", parser "not_null";
         /// What these tokens may pull: patterns as in `allow`.
-        "repositories" repositories: Repositories = Repositories::default(), default "all", parser "super::keys::not_null";
+        "repositories" repositories: Repositories = Repositories::default(), default "all", parser "not_null";
     }
 }
 

@@ -29,7 +29,9 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
 fn key_before(text: &str, line: usize, column: usize) -> Option<&str> {
     let line = text.lines().nth(line.checked_sub(1)?)?;
     let end = line.char_indices().nth(column.checked_sub(1)?).map_or(line.len(), |(at, _)| at);
-    let before = line[..end].trim_end().strip_suffix(':')?;
+    let (before, value) = (line[..end].trim_end(), &line[end..]);
+    // A value that is missing is where its colon is.
+    let before = before.strip_suffix(':').or_else(|| value.starts_with(':').then_some(before))?;
     let is_of_key = |char: char| char.is_ascii_alphanumeric();
     let key = before.rsplit(|char| !is_of_key(char)).next()?;
     (!key.is_empty()).then_some(key)
@@ -66,6 +68,7 @@ fn for_operators(reason: &str) -> String {
         "expected sequence start" => {
             "this is a list: lines that begin with `- `, or [one, other]".into()
         }
+        other if other.starts_with("cannot deserialize null") => "the value is missing".into(),
         other => unknown("key", "unknown field ")
             .or_else(|| unknown("value", "unknown variant "))
             .or_else(twice)

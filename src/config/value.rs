@@ -329,6 +329,7 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Rate, ParseValueError> {
         let Size(bytes) = text.parse()?;
         if bytes > 0 && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            let text = quoted(text);
             let reason = format!(
                 "{text} has no unit: {text}MB, for example, or {text}B for bytes per second"
             );

@@ -69,7 +69,9 @@ impl FromStr for NamePattern {
             text.parse::<Pattern>().map_err(|error| format!("{}: {error}", quoted(text)))
         };
         let has_wildcards = |text: &str| text.contains(['*', '?']);
-        let subject = if text.starts_with('/') {
+        let subject = if text.is_empty() {
+            return Err("an empty text is not a registry, a repository or a pattern".into());
+        } else if text.starts_with('/') {
             if text.len() < 2 || !text.ends_with('/') {
                 return refused(&"a regular expression ends with a slash as well");
             }

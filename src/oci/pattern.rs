@@ -6,7 +6,10 @@ use std::str::FromStr;
 use regex_lite::Regex;
 
 use super::name::{ImageName, Reference};
-use super::quoted::quoted;
+use super::quoted::{quoted, quoted_up_to};
+
+/// The length of a pattern. Names of images are shorter.
+const CHARS_MAX: usize = 1000;
 
 /// A glob (`*` matches any text, `?` any character) or, between slashes, a regular expression: `v1.*`,
 /// `docker.io/library/*`, `/^v[0-9]+$/`. A glob has to match the entire text, a regular expression any part of it.
@@ -40,6 +43,12 @@ impl FromStr for Pattern {
         };
         match Regex::new(&expression) {
             _ if text.is_empty() => Err(PatternError { reason: "it is empty".into() }),
+            // Patterns are printed as they are.
+            _ if quoted_up_to(CHARS_MAX, text) != text => {
+                let reason =
+                    format!("it has a character that cannot be printed, or more than {CHARS_MAX}");
+                Err(PatternError { reason })
+            }
             Ok(regex) => Ok(Pattern { text: text.to_owned(), regex }),
             Err(error) => Err(PatternError { reason: quoted(error) }),
         }
@@ -123,7 +132,8 @@ mod tests {
             assert_eq!(parsed.matches(text), expected, "{pattern} {text}");
             assert_eq!(parsed.to_string(), pattern);
         }
-        for text in ["", "/(/", "/[/"] {
+        let long = "a".repeat(CHARS_MAX + 1);
+        for text in ["", "/(/", "/[/", "a\u{1b}*", "a\n", "\u{202e}*", &long] {
             assert!(text.parse::<Pattern>().is_err(), "{text}");
         }
     }

@@ -45,7 +45,8 @@ impl FromStr for IssuerUrl {
 
     fn from_str(text: &str) -> Result<IssuerUrl, String> {
         let url = IssuerUrl(text.into());
-        let is_plain = !text.contains(['?', '#']) && text.trim() == text;
+        let is_plain =
+            text.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'?' | b'#'));
         match url.document() {
             Some(document) if document.is_https() && is_plain => Ok(url),
             _ => Err(

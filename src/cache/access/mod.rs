@@ -32,7 +32,7 @@ use super::core::Core;
 use super::{CacheError, PATIENCE, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower};
-use crate::oci::{ImageName, KeyedHash};
+use crate::oci::{ImageName, KeyedHash, quoted};
 use crate::store::{AccessSecret, FUTURE_TOLERANCE, GrantRecord, StoreError, random_secret};
 use crate::upstream::{Credentials, Wanted};
 
@@ -47,8 +47,6 @@ pub use policy::{AccessPolicy, BlobAccess, PullAccess, RegistryAccess};
 pub(super) use pass::{current, enter, source};
 pub(super) use private::PrivateDigests;
 
-/// The most characters of a user name that are recorded.
-const USER_CHARS_MAX: usize = 100;
 /// How often permissions that are too old to be used are removed from the disk.
 const CLEANED_EVERY: Duration = Duration::from_secs(3600);
 
@@ -325,7 +323,7 @@ impl AccessService {
         if self.core.settings().access.offline.is_zero() {
             return;
         }
-        let user: String = login.user.chars().take(USER_CHARS_MAX).collect();
+        let user = quoted(&login.user);
         if let Err(error) = store.put_grant(&key.to_string(), &GrantRecord::new(name, &user, now)) {
             log::warn!(
                 repository:% = name, error:% = error;

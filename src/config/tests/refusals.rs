@@ -68,12 +68,12 @@ fn errors_name_line_and_column() {
         (
             "serverAuthConfig:\n  oidc:\n    - allow:\n        - claims:",
             "larder.yaml:4:",
-            "the key has no value",
+            "claims: the key has no value",
         ),
         (
             "serverAuthConfig:\n  oidc:\n    - allow:\n        - repositories: ~",
             "larder.yaml:4:",
-            "the key has no value",
+            "repositories: the key has no value",
         ),
         (
             "serverAuthConfig: {oidc: [{allow: [{repositories: [a*]}]}]}",
@@ -313,5 +313,65 @@ fn bucket_is_named_completely() {
     ] {
         let error = settings(&format!("objectStore: {entry}")).unwrap_err();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn keys_that_restrict_something_need_a_value() {
+    for key in [
+        "serverTlsConfig",
+        "serverAuthConfig",
+        "allowedHosts",
+        "allow",
+        "deny",
+        "airGapped",
+        "unlistedRegistries",
+    ] {
+        let error = settings(&format!("{key}:\nport: 1")).unwrap_err();
+        assert!(
+            error.contains(&format!("1:{}: {key}: the key has no value", key.len() + 1)),
+            "{error}"
+        );
+    }
+    for text in [
+        "pruneConfig: {dryRun: }",
+        "serverTlsConfig: {cert: }",
+        "serverTlsConfig: {key: }",
+        "serverTlsConfig: {clientAuth: }",
+        "registries: [{name: quay.io, access: }]",
+        "registries: [{name: quay.io, endpoints: }]",
+        "registries: [{name: quay.io, endpoints: [{url: 'http://a', access: }]}]",
+        "registries: [{name: quay.io, repositories: [{prefix: a, access: }]}]",
+        "objectStore: {readOnly: }",
+    ] {
+        let error = settings(text).unwrap_err();
+        assert!(
+            error.contains("the key has no value: give one, or omit the key"),
+            "{text}: {error}"
+        );
+    }
+    let omitted = "serverAuthConfig: {oidc: [{issuer: 'https://a', audience: b, allow: [{}]}]}";
+    assert!(settings(omitted).is_ok());
+}
+
+#[test]
+fn errors_quote_the_file_without_control_characters_and_briefly() {
+    let long = "y".repeat(100_000);
+    for text in [
+        r#"registries: [{name: a.io, aliases: ["\e[31m\nlarder: forged"]}]"#,
+        r#"tags: [{pattern: "*\e/x"}]"#,
+        r#"registries: [{name: a.io, auth: {username: a, passwordFromEnv: "\e[31m"}}]"#,
+        r#"serverAuthConfig: {oidc: [{issuer: "https://x\n/\u202e", audience: a, allow: []}]}"#,
+        r#"sync: [{name: a, every: "0\e"}]"#,
+        r#"pin: ["*\u202e"]"#,
+        &format!("sync: [{{name: a, every: {}5s}}]", "0".repeat(100_000)),
+        &format!("objectStore: {{uploadRate: {}5}}", "0".repeat(100_000)),
+        &format!("pin: ['*{long}']"),
+        &format!("port: {long}"),
+        &format!("{long}: 1"),
+    ] {
+        let error = settings(text).unwrap_err();
+        assert!(error.chars().count() < 3100, "{}", error.len());
+        assert!(!error.contains(|char: char| char.is_control() || char == '\u{202e}'), "{error:?}");
     }
 }
