@@ -99,7 +99,7 @@ pub(crate) fn assert_is_safe_text(text: &str) {
         char.is_control() || changes_direction || matches!(char, '\u{2028}' | '\u{2029}')
     };
     assert!(!text.contains(is_unsafe), "{text:?}");
-    assert!(text.len() <= 4096, "{} bytes", text.len());
+    assert!(text.chars().count() <= 4096, "{} bytes", text.len());
 }
 
 /// The positions at which an input is split: all of a short one, and some of a long one.

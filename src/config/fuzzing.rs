@@ -40,13 +40,12 @@ pub(crate) fn config(data: &[u8]) {
 fn settings(text: &str) -> Option<Settings> {
     let built =
         parse(Path::new("larder.yaml"), text).and_then(|file| build(file, Overrides::default()));
-    built
-        .map_err(|error| {
-            let error = error.to_string();
-            assert!(!error.is_empty());
-            assert_is_safe_text(&error);
-        })
-        .ok()
+    let checked = built.map_err(|error| {
+        let error = error.to_string();
+        assert!(!error.is_empty());
+        assert_is_safe_text(&error);
+    });
+    checked.ok()
 }
 
 /// Input: one value.
