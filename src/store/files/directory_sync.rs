@@ -7,17 +7,55 @@
 //! # Interleavings
 //! * *A rename during a sync.* The running sync may have missed it. So a thread waits for a sync that began after it
 //!   asked, which is the one after the running one.
-//! * *A rename into a directory that another thread has just created.* The path to it may not be synced yet, so the thread
-//!   waits until the other one has done that ([`DirectorySyncs::creating`]).
+//! * *A rename into a directory that another thread or process has created.* The path to it may not be synced yet, and a
+//!   process that was killed never syncs it. So each process syncs the path to a directory before it relies on it for the
+//!   first time ([`DirectorySyncs::durable`]); threads that create directories do so one after another.
+//! * *A directory is removed and created again.* The thread that creates it forgets that it was durable, and syncs the path
+//!   before others continue. A thread that has just synced the path of the old one notes it as durable before or after
+//!   that, never in between. Not covered: another process creates it again, and the power is cut before it has synced the
+//!   path.
 //! * *A failed sync* is an error for every thread that waited for it, even if a later sync has succeeded before the thread
 //!   continues: the kernel reports a lost write only once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::layout::sync_directory;
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// The number of directories that are known to be durable. After that many, all of them are synced again.
+const DURABLE_MAX: usize = 20_000;
+
+/// The directories whose paths this process has made durable. With a directory, those above it are durable.
+#[derive(Debug, Default)]
+pub(in crate::store) struct DurablePaths(HashSet<PathBuf>);
+
+impl DurablePaths {
+    /// The directories on the path from below `root` to `path` that may not be durable, the uppermost first. Each is durable
+    /// once its parent is synced.
+    pub(in crate::store) fn unknown(&self, path: &Path, root: &Path) -> Vec<PathBuf> {
+        let is_unknown =
+            |path: &&Path| *path != root && path.starts_with(root) && !self.0.contains(*path);
+        let mut unknown: Vec<PathBuf> =
+            path.ancestors().take_while(is_unknown).map(Path::to_owned).collect();
+        unknown.reverse();
+        unknown
+    }
+
+    /// Notes directories that are durable.
+    pub(in crate::store) fn add(&mut self, paths: Vec<PathBuf>) {
+        if self.0.len() + paths.len() > DURABLE_MAX {
+            self.0.clear();
+        }
+        self.0.extend(paths);
+    }
+
+    /// Forgets a directory that has been created again.
+    pub(in crate::store) fn remove(&mut self, path: &Path) {
+        self.0.remove(path);
+    }
+}
 
 /// The directories that are being synced.
 #[derive(Debug, Default)]
@@ -25,7 +63,7 @@ pub(in crate::store) struct DirectorySyncs {
     /// Locked for a lookup, an insertion or a removal only.
     running: Mutex<HashMap<PathBuf, Arc<Directory>>>,
     /// Held while directories are created and synced into their parents.
-    creating: Mutex<()>,
+    durable: Mutex<DurablePaths>,
 }
 
 #[derive(Debug, Default)]
@@ -61,8 +99,8 @@ impl From<Failure> for io::Error {
 
 impl DirectorySyncs {
     /// Waits until no other thread creates directories, and keeps others from it.
-    pub(in crate::store) fn creating(&self) -> MutexGuard<'_, ()> {
-        self.creating.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(in crate::store) fn durable(&self) -> MutexGuard<'_, DurablePaths> {
+        lock(&self.durable)
     }
 
     /// Makes the names durable that this thread has changed in a directory.

@@ -3,7 +3,7 @@
 use std::fs::{self, File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
@@ -85,21 +85,42 @@ impl Inner {
             }
             other => other,
         };
-        // Another thread may have created the directory and not synced the path to it yet.
-        drop(self.directory_syncs.creating());
-        let synced = renamed.and_then(|()| self.sync_directory(parent));
+        let synced = renamed.and_then(|()| {
+            // Another thread or process may have created the directory and not synced the path to it.
+            self.make_durable(parent)?;
+            self.sync_directory(parent)
+        });
         synced.map_err(|error| StoreError::write(path, error))
     }
 
-    /// Creates a directory and its missing parents and syncs each into its parent: a record is only as durable as
+    /// Creates a directory and its missing parents and makes the path to it durable: a record is only as durable as
     /// the path to it.
     pub(in crate::store) fn create_directories(&self, path: &Path) -> io::Result<()> {
-        let _creating = self.directory_syncs.creating();
-        let made = self.layout.create_directories(path)?;
-        for parent in made.iter().filter_map(|made| made.parent()) {
-            self.sync_directory(parent)?;
+        let mut durable = self.directory_syncs.durable();
+        for made in self.layout.create_directories(path)? {
+            durable.remove(&made);
+        }
+        let unknown = durable.unknown(path, self.layout.root());
+        self.sync_parents(&unknown)?;
+        durable.add(unknown);
+        Ok(())
+    }
+
+    /// Makes the path to a directory durable, once. Several threads may do it at the same time: they share the syncs.
+    fn make_durable(&self, path: &Path) -> io::Result<()> {
+        let unknown = self.directory_syncs.durable().unknown(path, self.layout.root());
+        if !unknown.is_empty() {
+            self.sync_parents(&unknown)?;
+            self.directory_syncs.durable().add(unknown);
         }
         Ok(())
+    }
+
+    fn sync_parents(&self, directories: &[PathBuf]) -> io::Result<()> {
+        directories
+            .iter()
+            .filter_map(|path| path.parent())
+            .try_for_each(|parent| self.sync_directory(parent))
     }
 
     pub(in crate::store) fn sync_directory(&self, path: &Path) -> io::Result<()> {

@@ -16,6 +16,7 @@ use crate::support::bundle::{CONTAINERD_NAME, layout};
 use crate::support::larder::blob;
 use crate::support::site::NamedImage;
 use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, PATIENCE, bytes};
+use crate::tracer::Program;
 
 /// Random subsets at each point without `LARDER_CRASHES`.
 const RANDOM: usize = 8;
@@ -130,6 +131,23 @@ fn resumes() -> History {
     session.end(&[&app, &other])
 }
 
+/// A pull into directories that another program has created, and not synced: it was killed, or still runs.
+fn abandoned() -> History {
+    let app = named("app", "1", 1);
+    let mut session = Session::new(&[&app]);
+    let created = [
+        "blobs/sha256",
+        "refs/docker.io/library/app/_tags",
+        "refs/docker.io/library/app/_manifests/sha256",
+    ]
+    .map(|path| session.site.root().join(path).display().to_string());
+    let [blobs, tags, manifests] = &created;
+    let made = Program::start("mkdir", &["-p", blobs, tags, manifests], &session.recorder).wait();
+    assert!(made.0.success(), "{made:?}");
+    session.serve(&[&app]);
+    session.end(&[&app])
+}
+
 /// An import, pins, and a load.
 fn commands() -> History {
     let (app, other) = (named("app", "1", 1), named("other", "1", 10));
@@ -227,6 +245,11 @@ fn pulls_survive_crashes() {
 #[test]
 fn resumed_downloads_survive_crashes() {
     survives("resumes", &resumes());
+}
+
+#[test]
+fn content_in_directories_of_other_programs_survives_crashes() {
+    survives("abandoned", &abandoned());
 }
 
 #[test]
