@@ -4,9 +4,16 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::source::shown;
 use crate::oci::{Digest, quoted, quoted_up_to};
 use crate::store::StoreError;
+
+/// The most characters of a path in messages: Linux does not open longer paths.
+const PATH_CHARS_MAX: usize = 4096;
+
+/// A path for messages. It may come from an archive that was unpacked.
+pub(super) fn shown(path: &Path) -> String {
+    quoted_up_to(PATH_CHARS_MAX, path.display())
+}
 
 /// The most characters that are printed of a reason from a document or a library.
 pub(super) const REASON_CHARS_MAX: usize = 300;

@@ -13,9 +13,8 @@ use std::sync::Arc;
 use tar::{Archive, EntryType};
 
 use super::compression::decompress;
-use super::error::BundleError;
+use super::error::{BundleError, shown};
 use super::volumes::{VolumeReader, split_volume, volume, volumes};
-use crate::oci::quoted_up_to;
 
 /// The path that represents standard input on the command line.
 pub const STANDARD_INPUT: &str = "/dev/stdin";
@@ -24,13 +23,6 @@ const ENTRIES_MAX: u64 = 1_000_000;
 /// The most bytes between the content of two entries: headers, long names and padding. The tar library reads long
 /// names into memory, whatever size they announce.
 const HEADER_BYTES_MAX: u64 = 64 * 1024;
-/// The most characters of a path in messages: Linux does not open longer paths.
-const PATH_CHARS_MAX: usize = 4096;
-
-/// A path for messages. It may come from an archive that was unpacked.
-pub(super) fn shown(path: &Path) -> String {
-    quoted_up_to(PATH_CHARS_MAX, path.display())
-}
 /// How deep a directory is walked: an image layout has three levels.
 const DEPTH_MAX: usize = 8;
 

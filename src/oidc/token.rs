@@ -60,13 +60,30 @@ impl Unverified<'_> {
         Some(Unverified { text, algorithm: header.alg, kid: header.kid, issuer, claims })
     }
 
-    /// Checks the audience and the times, to refuse a token before its signature is verified. Returns until when it is
-    /// accepted; [`Unverified::verify`] must follow.
+    /// Checks the audience and the times (RFC 7519, section 4.1), to refuse a token before its signature is verified.
+    /// Returns until when it is accepted; [`Unverified::verify`] must follow.
     ///
     /// # Errors
     /// [`Refusal`].
     pub(super) fn check(&self, audience: &str, now: SystemTime) -> Result<SystemTime, Refusal> {
-        check_claims(&self.claims, audience, now)
+        let is_for_us = match self.claims.get("aud") {
+            Some(Value::String(aud)) => aud == audience,
+            Some(Value::Array(all)) => all.iter().any(|aud| aud.as_str() == Some(audience)),
+            _ => false,
+        };
+        if !is_for_us {
+            return Err(Refusal::Audience);
+        }
+        let expires = time(self.claims.get("exp").ok_or(Refusal::Claim("exp"))?, "exp")?;
+        let begins = self.claims.get("nbf").map(|nbf| time(nbf, "nbf")).transpose()?;
+        let ends = expires.checked_add(LEEWAY).unwrap_or(expires);
+        if now >= ends {
+            return Err(Refusal::Expired);
+        }
+        if begins.is_some_and(|begins| now.checked_add(LEEWAY).is_some_and(|now| now < begins)) {
+            return Err(Refusal::NotYetValid);
+        }
+        Ok(ends)
     }
 
     /// The claims of the token, if one of the keys has signed it.
@@ -118,31 +135,6 @@ fn signature_only(algorithm: Algorithm) -> Validation {
     (validation.validate_exp, validation.validate_nbf, validation.validate_aud) =
         (false, false, false);
     validation
-}
-
-/// Checks the audience and the times (RFC 7519, section 4.1), and returns until when the token is accepted.
-///
-/// # Errors
-/// [`Refusal`].
-fn check_claims(claims: &Claims, audience: &str, now: SystemTime) -> Result<SystemTime, Refusal> {
-    let is_for_us = match claims.get("aud") {
-        Some(Value::String(aud)) => aud == audience,
-        Some(Value::Array(all)) => all.iter().any(|aud| aud.as_str() == Some(audience)),
-        _ => false,
-    };
-    if !is_for_us {
-        return Err(Refusal::Audience);
-    }
-    let expires = time(claims.get("exp").ok_or(Refusal::Claim("exp"))?, "exp")?;
-    let begins = claims.get("nbf").map(|nbf| time(nbf, "nbf")).transpose()?;
-    let ends = expires.checked_add(LEEWAY).unwrap_or(expires);
-    if now >= ends {
-        return Err(Refusal::Expired);
-    }
-    if begins.is_some_and(|begins| now.checked_add(LEEWAY).is_some_and(|now| now < begins)) {
-        return Err(Refusal::NotYetValid);
-    }
-    Ok(ends)
 }
 
 /// A number of seconds since 1970, possibly with a fraction.
