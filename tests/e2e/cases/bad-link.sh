@@ -158,6 +158,8 @@ echo "sent $sent bytes for $size ($((sent * 100 / size)) %), $resets resets, $re
 larder_connections() { ss -Htn state "$1" dst "$FAR" | awk '{ sub(/.*:/, "", $3); print $3 }'; }
 enough_connecting() { (($(larder_connections syn-sent | wc -l) >= FORGOTTEN)); }
 larder_stop
+# Prefetched layers are larger than a connection lives: with them, resets in the background close idle connections as well.
+printf 'prefetch: false\n' >>"$CASE_DIR/larder.yaml"
 larder_start
 step "$FORGOTTEN requests at the same time, which leave as many idle connections"
 far iptables -w -I OUTPUT -p tcp --sport "$REGISTRY_PORT" -j DROP
@@ -175,7 +177,7 @@ done
 step "the network drops them, and the next pull succeeds"
 mapfile -t ports < <(larder_connections established)
 echo "${#ports[@]} idle connections"
-((${#ports[@]} >= 2)) || fail "larder keeps ${#ports[@]} idle connections"
+((${#ports[@]} == FORGOTTEN)) || fail "larder keeps ${#ports[@]} idle connections"
 for port in "${ports[@]}"; do
   far iptables -w -I INPUT -p tcp --sport "$port" -j REJECT --reject-with tcp-reset
 done
