@@ -68,8 +68,7 @@ fuzz-quick: ## fuzz all targets for TIME seconds each (60)
 
 .PHONY: interleavings
 interleavings: ## explore the interleavings of threads with shuttle (INTERLEAVINGS=20000 for more than the default)
-	RUSTFLAGS='--cfg shuttle' CARGO_TARGET_DIR=$(or $(CARGO_TARGET_DIR),target)/shuttle TMPDIR=$$(test -w /dev/shm && echo /dev/shm || echo /tmp) \
-	  $(CARGO) test --locked --lib interleavings
+	$(IN_MEMORY) $(CARGO) test --locked --lib --features interleavings interleavings
 
 .PHONY: generate
 generate: ## generate the tables in docs/configuration.md and the chart's schema from src/config/file.rs

@@ -1,15 +1,16 @@
 //! Locks, atomics and threads of the code whose interleavings are tested: those of the standard library.
 //!
-//! In the tests of `make interleavings` (`--cfg shuttle`) they are those of shuttle, which runs one thread at a time and
-//! decides at each of these operations which one continues. So the tested code is the code that runs in production.
+//! In the tests of `make interleavings` (`--features interleavings`) they are those of shuttle, which runs one thread at a
+//! time and decides at each of these operations which one continues. So the tested code is the code that runs in
+//! production.
 
-#[cfg(not(all(test, shuttle)))]
+#[cfg(not(all(test, feature = "interleavings")))]
 pub(crate) use std::{
     sync::{Condvar, Mutex, MutexGuard, atomic},
     thread,
 };
 
-#[cfg(all(test, shuttle))]
+#[cfg(all(test, feature = "interleavings"))]
 pub(crate) use shuttle::{
     sync::{Condvar, Mutex, MutexGuard, atomic},
     thread,
@@ -22,9 +23,9 @@ pub(crate) use std::sync::{Arc, PoisonError};
 /// interleavings.
 #[inline]
 pub(crate) fn may_switch() {
-    #[cfg(all(test, shuttle))]
+    #[cfg(all(test, feature = "interleavings"))]
     interleavings::switch();
 }
 
-#[cfg(all(test, shuttle))]
+#[cfg(all(test, feature = "interleavings"))]
 pub(crate) mod interleavings;

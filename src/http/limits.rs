@@ -60,7 +60,8 @@ pub(super) const SLICE_BYTES_MAX: usize = 1024 * 1024;
 pub(super) const SLICE_REQUESTS_MAX: usize = 32;
 
 /// Slots beyond `max_connections`. Clients in them only get a 503. Few in tests of interleavings, for speed.
-pub(super) const SURPLUS_SLOTS: usize = if cfg!(shuttle) { 4 } else { 64 };
+pub(super) const SURPLUS_SLOTS: usize =
+    if cfg!(all(test, feature = "interleavings")) { 4 } else { 64 };
 
 /// After this time, a surplus client gets the 503 even if it has sent no request.
 pub(super) const SURPLUS_TIMEOUT: Duration = Duration::from_secs(2);

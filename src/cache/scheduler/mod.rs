@@ -474,7 +474,7 @@ impl Shared {
     }
 }
 
-#[cfg(all(test, shuttle))]
+#[cfg(all(test, feature = "interleavings"))]
 mod interleavings;
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use crate::upstream::Standing;
 const QUEUE_MAX: usize = 4096;
 /// The maximum number of queued jobs in one class, so that a registry that hangs leaves space for the others. Small in
 /// tests of interleavings, which fill it.
-pub(super) const QUEUE_PER_CLASS_MAX: usize = if cfg!(shuttle) { 2 } else { 1024 };
+pub(super) const QUEUE_PER_CLASS_MAX: usize =
+    if cfg!(all(test, feature = "interleavings")) { 2 } else { 1024 };
 
 /// Jobs that share fetchers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

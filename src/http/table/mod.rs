@@ -424,5 +424,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(all(test, shuttle))]
+#[cfg(all(test, feature = "interleavings"))]
 mod interleavings;

@@ -1,12 +1,12 @@
 //! `flock` as system calls. Tests of interleavings simulate it, since a call that blocks would stop all their threads.
 
-#[cfg(all(test, shuttle))]
+#[cfg(all(test, feature = "interleavings"))]
 pub(super) use super::interleavings::{lock, lock_shared, try_lock, try_lock_shared, unlock};
 
-#[cfg(not(all(test, shuttle)))]
+#[cfg(not(all(test, feature = "interleavings")))]
 pub(super) use calls::{lock, lock_shared, try_lock, try_lock_shared, unlock};
 
-#[cfg(not(all(test, shuttle)))]
+#[cfg(not(all(test, feature = "interleavings")))]
 mod calls {
     use std::fs::{File, TryLockError};
     use std::io;

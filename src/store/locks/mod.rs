@@ -7,7 +7,7 @@ mod file_lock;
 mod flock;
 mod lease;
 
-#[cfg(all(test, shuttle))]
+#[cfg(all(test, feature = "interleavings"))]
 mod interleavings;
 
 pub use commit::{BundleLock, CommitLock, SweepLocked};
