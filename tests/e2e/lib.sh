@@ -18,9 +18,9 @@ readonly CLIENT_LIMIT=60
 readonly GIVE_UP_LIMIT=60
 # Twice the longest build of crane on two busy cores.
 readonly BUILD_LIMIT=150
-# index.json is written at most every 2 s.
+# The next write of index.json waits for a hundred times as long as the last one took.
 # shellcheck disable=SC2034  # for the cases
-readonly INDEX_LIMIT=10
+readonly INDEX_LIMIT=60
 
 # ---- Paths --------------------------------------------------------------------------------------------------------------
 

@@ -44,10 +44,6 @@ fn beside_a_hostile_registry(
         settings.list("hostile.test", &hostile);
         settings.alias("hostile", "hostile.test");
         (settings.cache.manifest_fetchers, settings.cache.blob_fetchers) = (4, 4);
-        // In these tests a registry stalls until the test opens the gate.
-        settings.upstream.timeouts.headers = Duration::from_secs(60);
-        settings.upstream.timeouts.metadata = Duration::from_secs(60);
-        settings.upstream.timeouts.stall = Duration::from_secs(60);
         change(settings);
     });
     (good, hostile, larder)

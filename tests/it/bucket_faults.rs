@@ -290,6 +290,7 @@ fn bucket_that_does_not_respond_is_skipped() {
     let (bucket, registry, image) = site(MIB);
     bucket.fault(On::anything(), Fault::StallForever);
     let larder = Larder::start_with(&registry, |settings| {
+        settings.be_impatient();
         settings.use_bucket(&bucket);
         settings.uploads = None;
     });

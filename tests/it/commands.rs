@@ -90,12 +90,14 @@ fn list_shows_cached_and_missing_content() {
     };
     let mut expected = [here(&whole), here(&partial)].concat();
     expected.retain(|digest| *digest != missing.digest);
-    until("everything available to be cached", || expected.iter().all(|digest| has(digest)));
+    let path = cache.display().to_string();
+    let list = |words: &[&str]| run(&[&["--image-path", &path, "list"], words].concat());
+    until("everything available to be cached", || {
+        expected.iter().all(|digest| has(digest)) && list(&["--quiet"]).1.lines().count() == 2
+    });
     expected.sort();
     expected.dedup();
 
-    let cache = cache.display().to_string();
-    let list = |words: &[&str]| run(&[&["--image-path", &cache, "list"], words].concat());
     let host = registry.host();
     let (code, table, _) = list(&[]);
     let line = |tag: &str| {

@@ -258,6 +258,7 @@ fn endpoint_that_never_responds_counts_as_down() {
         settings.upstream.breaker =
             BreakerPolicy { failures: 1, ..breaker(Duration::from_secs(3600)) };
         settings.cache.revalidate_timeout = Duration::from_millis(50);
+        settings.be_impatient();
     });
     larder.get(&manifest(REPOSITORY, "v1"));
     registry.fault(On::anything(), Fault::StallForever);

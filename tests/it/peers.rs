@@ -289,7 +289,8 @@ fn member_that_freezes_in_the_middle_of_a_blob_is_replaced() {
 #[test]
 fn members_with_other_settings_work_together_and_the_difference_is_named() {
     let registry = FakeRegistry::start();
-    let layers = (0..8).map(|seed| bytes(10_000, seed));
+    // So many that each member is responsible for some.
+    let layers = (0..32).map(|seed| bytes(1_000, seed));
     let image = layers.fold(Image::new("app"), Image::layer);
     registry.add(REPOSITORY, "v1", &image);
     let mut group = Group::start(&registry, 2);

@@ -8,7 +8,9 @@ use std::net::{SocketAddr, TcpListener};
 use crate::support::client::get;
 use crate::support::larder::{blob, manifest, until};
 use crate::support::process::{Process, larder, run};
-use crate::support::{Connection, FakeProxy, FakeRegistry, Fault, Gate, Image, On, bytes};
+use crate::support::{
+    Connection, FakeProxy, FakeRegistry, Fault, Gate, Image, On, bytes, reserve_port,
+};
 
 const REPOSITORY: &str = "team/app";
 
@@ -196,7 +198,7 @@ fn successor_takes_over_all_ports_before_the_first_process_ends() {
     let gate = Gate::new();
     registry.fault(On::get_blob(&digest), Fault::GateAfter(50_000, gate.clone()));
     let directory = tempfile::tempdir().expect("a directory");
-    let health = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+    let (_held, health) = reserve_port();
     let text = format!(
         "drain: handover\nfsync: false\nhealth: {}\nhost: 127.0.0.1\nimagePath: {}\nregistries: [{{name: \"{}\", scheme: http}}]\n",
         health.port(),

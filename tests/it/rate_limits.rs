@@ -59,7 +59,10 @@ fn manifests_do_not_wait_for_blobs() {
     let digests: Vec<String> =
         (0..3).map(|seed| registry.add_blob(REPOSITORY, &bytes(1000, seed))).collect();
     registry.fault(On::any_blob(), Fault::StallForever);
-    let larder = Larder::start_with(&registry, |settings| settings.cache.blob_fetchers = 1);
+    let larder = Larder::start_with(&registry, |settings| {
+        settings.cache.blob_fetchers = 1;
+        settings.be_impatient();
+    });
     let _clients: Vec<_> =
         digests.iter().map(|digest| larder.begin(&blob(REPOSITORY, digest))).collect();
     registry.wait_for("GET", &blob(REPOSITORY, "*"), 1);

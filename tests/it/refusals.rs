@@ -2,7 +2,7 @@
 //!
 //! Proves protocol 8.1, 8.2, 8.3 and 8.5 (docs/protocol.md), and that no error text contains the query of a signed URL.
 
-use crate::support::larder::{blob, manifest};
+use crate::support::larder::{Settings, blob, manifest};
 use crate::support::{
     End, FakeRegistry, Fault, Image, Larder, On, Response, absent_digest, bytes, digest_of,
 };
@@ -185,7 +185,7 @@ fn rate_limit_of_a_manifest_is_passed_on_with_retry_after() {
 fn unreachable_or_silent_upstream_is_a_bad_gateway() {
     let registry = FakeRegistry::start();
     registry.fault(On::anything(), Fault::StallForever);
-    let larder = Larder::start(&registry);
+    let larder = Larder::start_with(&registry, Settings::be_impatient);
     let silent = larder.get(&manifest(REPOSITORY, "v1"));
     check_error(&silent, 504, "UNAVAILABLE");
     let silent = larder.get(&blob(REPOSITORY, &absent_digest(1)));
@@ -229,7 +229,7 @@ fn error_texts_never_contain_the_query_of_a_signed_url() {
         let location = storage.url("/bucket/thing?signature=hunter2");
         registry.fault(On::anything(), Fault::redirect_to(&location));
         storage.fault(On::path("*", "/bucket/*").times(4), fault);
-        let larder = Larder::start(&registry);
+        let larder = Larder::start_with(&registry, Settings::be_impatient);
         for path in [manifest(REPOSITORY, "v1"), blob(REPOSITORY, &digest)] {
             let got = larder.get(&path);
             assert!(got.status >= 400, "{got:?}");

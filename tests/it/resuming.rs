@@ -15,6 +15,7 @@ const REPOSITORY: &str = "team/app";
 fn resuming(settings: &mut Settings) {
     settings.cache.retry =
         RetryPolicy { first_wait: Duration::ZERO, fruitless_max: 4, ..RetryPolicy::default() };
+    settings.be_impatient();
 }
 
 /// A registry with one blob, its content, its digest and its path.

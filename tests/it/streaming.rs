@@ -5,7 +5,7 @@
 
 use larder::http::Outcome;
 
-use crate::support::larder::{blob, manifest, until};
+use crate::support::larder::{Settings, blob, manifest, until};
 use crate::support::{
     Connection, End, FakeRegistry, Fault, Gate, Image, Larder, On, Response, bytes, digest_of,
 };
@@ -229,7 +229,7 @@ fn upstream_that_fails_for_good_during_a_blob_ends_the_client_connection_cleanly
 fn silent_upstream_is_cut_by_the_stall_timeout() {
     let (registry, content, digest, path) = registry_with_blob(100_000);
     registry.fault(On::get_blob(&digest), Fault::StallAfter(50_000));
-    let larder = Larder::start(&registry);
+    let larder = Larder::start_with(&registry, Settings::be_impatient);
     let mut client = larder.begin(&path);
     assert_eq!(client.read_head().status, 200);
     let (body, complete) = client.read_to_end();

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::context::Soak;
 use crate::registry::Counts;
@@ -18,6 +20,8 @@ const EXPLAINED_ERRORS: [(&str, &str); 2] = [
     ),
     ("the previous configuration stays in effect", "invalid configurations"),
 ];
+/// How late lines may be in the log.
+const LOG_DELAY_MAX: Duration = Duration::from_secs(10);
 /// Words that no log may contain.
 const FORBIDDEN: [&str; 4] = ["panic", "bug:", "log lines were lost", "is damaged"];
 
@@ -207,19 +211,29 @@ fn compare(
 }
 
 /// Compares the metrics of the process with its complete access log. No request may be running.
-pub fn compare_with_log(soak: &Soak, samples: &Samples, log: &Log) {
-    let requests = samples.by_labels("larder_requests_total", &["route", "status"]);
-    compare(soak, "larder_requests_total and the access log", &requests, &log.requests);
-    let answers = samples.by_labels("larder_answers_total", &["kind", "how"]);
-    compare(soak, "larder_answers_total and the access log", &answers, &by_kind(&log.answers));
+///
+/// The log is written by a thread of its own, so its last lines may be late.
+pub fn compare_with_log(soak: &Soak, samples: &Samples, log: &mut Log) {
     let bytes = |count: u64| BTreeMap::from([("bytes".to_owned(), count)]);
-    let served = samples.count("larder_served_bytes_total");
-    compare(
-        soak,
-        "larder_served_bytes_total and the access log",
-        &bytes(served),
-        &bytes(log.bytes),
-    );
+    let requests = samples.by_labels("larder_requests_total", &["route", "status"]);
+    let answers = samples.by_labels("larder_answers_total", &["kind", "how"]);
+    let served = bytes(samples.count("larder_served_bytes_total"));
+    let began = Instant::now();
+    loop {
+        log.read(soak);
+        let pairs = [
+            ("larder_requests_total and the access log", &requests, log.requests.clone()),
+            ("larder_answers_total and the access log", &answers, by_kind(&log.answers)),
+            ("larder_served_bytes_total and the access log", &served, bytes(log.bytes)),
+        ];
+        let are_equal = pairs.iter().all(|(_, counted, logged)| *counted == logged);
+        if are_equal || began.elapsed() > LOG_DELAY_MAX {
+            return pairs
+                .iter()
+                .for_each(|(what, counted, logged)| compare(soak, what, counted, logged));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Everything that is counted, at one moment without requests.
@@ -229,16 +243,20 @@ pub struct Snapshot {
     responses: BTreeMap<String, u64>,
     answers: BTreeMap<String, u64>,
     bytes: u64,
+    /// How many downloads were suspended in favour of clients. The rest of such a blob is requested a second time.
+    suspended: usize,
 }
 
 impl Snapshot {
     pub fn take(soak: &Soak) -> Option<Snapshot> {
+        let log = std::fs::read_to_string(soak.server.log()).unwrap_or_default();
         Some(Snapshot {
             samples: Samples::of(&soak.server)?,
             registry: soak.registry.counts(),
             responses: soak.tally.below("response "),
             answers: soak.tally.below("answer "),
             bytes: soak.tally.get("bytes"),
+            suspended: log.matches(" download suspended ").count(),
         })
     }
 
@@ -272,7 +290,8 @@ impl Snapshot {
         // A blob that does not fit is requested twice: Larder drops the first response when it sees its length. All
         // other failures of a calm are blobs that do not exist.
         let failed = grown("larder_downloads_total", &["outcome"]).get("failed").copied();
-        if failed.unwrap_or_default() == self.missing_blobs(now) {
+        let was_suspended = now.suspended > self.suspended;
+        if failed.unwrap_or_default() == self.missing_blobs(now) && !was_suspended {
             let what = "larder_fetched_bytes_total and the registry";
             compare(soak, what, &one(fetched), &one(sent));
             soak.tally.add("calms with exact bytes from the registry", 1);

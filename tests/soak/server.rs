@@ -42,6 +42,9 @@ pub struct Site {
     pub registry: SocketAddr,
 }
 
+/// How long failures are remembered.
+pub const NEGATIVE_TTL: Duration = Duration::from_secs(1);
+
 /// A valid configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
@@ -96,13 +99,14 @@ impl Site {
             "port: {port}\nhost: 127.0.0.1\nimagePath: {directory}/cache\n\
              management: {{port: {management}, tokenFile: {directory}/token}}\n\
              cacheSize: {cache_megabytes}MB\ntagTtl: {tag_ttl_seconds}s\nrevalidateTimeout: 1s\n\
-             negativeTtl: 1s\npullTimeout: 4000\ndrainTimeout: 3s\nprefetchReferrers: true\n\
+             negativeTtl: {}s\npullTimeout: 4000\ndrainTimeout: 3s\nprefetchReferrers: true\n\
              defaultNs: '{registry}'\nworkers: 16\nscrub: {{every: 30m}}\n\
              pruneConfig: {{enabled: {is_scheduled}, type: accessed, duration: 30m, frequency: 5m, count: 5}}\n\
              pin: ['{registry}/pinned/keep:configured*']\n\
              tags: [{{pattern: 'imported*', tagTtl: forever}}]\n\
              registries:\n  - name: '{registry}'\n    scheme: http\n    aliases: [hub]\n    \
              maxDownloads: {downloads}\n    auth: {{credentialHelper: {}, expiry: 60s}}\n",
+            NEGATIVE_TTL.as_secs(),
             helper.display()
         )
     }

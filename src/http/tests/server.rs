@@ -124,8 +124,8 @@ pub(super) fn few_workers() -> Settings {
     Settings { workers: 4, max_connections: 4_000, ..Settings::default() }
 }
 
-/// A timeout that a test waits for.
-pub(super) const SHORT: Duration = Duration::from_millis(30);
+/// A timeout that a test waits for, but none of the clients that are fast.
+pub(super) const SHORT: Duration = Duration::from_millis(300);
 
 pub(super) fn text(body: impl Into<String>) -> Step {
     Step::Reply(Reply::new(200, Body::Bytes(Arc::from(body.into().into_bytes()))))

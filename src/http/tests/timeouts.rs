@@ -52,7 +52,7 @@ fn an_unfinished_body_gets_408_and_is_closed() {
 
 #[test]
 fn idle_connections_are_closed_without_an_answer() {
-    let settings = Settings { idle_timeout: SHORT, ..few_workers() };
+    let settings = Settings { idle_timeout: 3 * SHORT, ..few_workers() };
     let server = serve(settings, |_, _| text("x"));
     let mut fresh = server.client();
     let mut used = server.get("/");

@@ -239,7 +239,9 @@ fn tls_to_a_plaintext_port_fails_at_once() {
 #[test]
 fn noise_and_silence_cost_only_one_connection() {
     let site = Site::new();
-    let settings = Settings { head_timeout: SHORT, idle_timeout: SHORT, ..few_workers() };
+    // A handshake takes longer than a request.
+    let timeout = 4 * SHORT;
+    let settings = Settings { head_timeout: timeout, idle_timeout: timeout, ..few_workers() };
     let server =
         serve_tls(settings, site.load(ClientAuth::None), site.trust(BOTH), |_, _| text("x"));
     let mut noise = Client::connect(server.address);

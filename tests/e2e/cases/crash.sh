@@ -6,6 +6,8 @@
 registry_start
 link_start 8m
 larder_config "127.0.0.1:$LINK_PORT"
+# The link limits each response, after a first second without a limit: ranges of a blob would pass it at once.
+echo 'connectionsPerBlob: 1' >>"$CASE_DIR/larder.yaml"
 readonly BLOB="$LARDER_URL/v2/$ALIAS/demo/big/blobs/$BIG_LAYER"
 
 for round in first second; do

@@ -21,6 +21,8 @@ grow_old() { find "$LARDER_CACHE/blobs" "$LARDER_CACHE/refs" -exec touch -d '2 h
 registry_start
 link_start "$LINK_RATE"
 larder_config "127.0.0.1:$LINK_PORT"
+# The link limits each response, after a first second without a limit: ranges of a blob would pass it at once.
+echo 'connectionsPerBlob: 1' >>"$CASE_DIR/larder.yaml"
 larder_start
 
 step "pin one of two images"

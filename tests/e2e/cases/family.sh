@@ -32,7 +32,7 @@ readonly CLIENTS=100 FEWER_CLIENTS=5
 # A slow link that also loses packets, which delays those that follow. Not every kernel has netem.
 readonly SLOW_RATE=4mbit SLOW_LOSS=0.02
 # For a group of clients: many times what the slowest one takes.
-readonly PULL_LIMIT=60
+readonly PULL_LIMIT=150
 PULLER="$(dirname -- "${BASH_SOURCE[0]}")/../family.py"
 readonly PULLER
 

@@ -37,7 +37,8 @@ not_cached() { # blobs|manifests
 is_cached() { # DIGEST…
   local digest
   for digest; do
-    [[ -f $(cached_blob "$digest") ]] || fail "$digest is not in the cache"
+    # It gets its name after the client has its last byte.
+    wait_until 10 "$digest in the cache" test -f "$(cached_blob "$digest")"
   done
 }
 streamed() { # DIGEST

@@ -20,6 +20,8 @@ readonly PULLED=("$HELLO $HELLO_DIGEST" "$HELLO_V2 $HELLO_V2_DIGEST" "$MULTI $MU
 registry_start
 link_start "$LINK_RATE"
 larder_config "127.0.0.1:$LINK_PORT"
+# The link limits each response, after a first second without a limit: ranges of a blob would pass it at once.
+echo 'connectionsPerBlob: 1' >>"$CASE_DIR/larder.yaml"
 larder_start
 
 step "pull"

@@ -6,7 +6,7 @@
 # A version that is known to work.
 readonly SCHEMATHESIS=schemathesis==4.32.5
 # The time limit for schemathesis in seconds, three times what it needs, and the number of examples per operation.
-readonly FUZZ_LIMIT=60 EXAMPLES=150
+readonly FUZZ_LIMIT=180 EXAMPLES=150
 # Makes the generated requests reproducible.
 readonly SEED=20
 

@@ -45,7 +45,7 @@ equal "the second server's exit status" 0 "$STOPPED_WITH"
 # ---- Replacement of a server ---------------------------------------------------------------------------------------------
 
 step "a new server listens on the port while the old one drains"
-curl -fsS --max-time "$CLIENT_LIMIT" --limit-rate 24M -o "$CASE_DIR/tmp/drained" "$LARDER_URL$CONTENT" &
+curl -fsS --max-time "$CLIENT_LIMIT" --limit-rate 10M -o "$CASE_DIR/tmp/drained" "$LARDER_URL$CONTENT" &
 reader=$!
 wait_until 15 "the first MiB" at_least_bytes "$CASE_DIR/tmp/drained" 1048576
 kill -TERM "${SERVER_PID[larder]}"

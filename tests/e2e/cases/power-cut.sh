@@ -118,7 +118,7 @@ timed() { # COMMAND…
 kill_repeatedly() { # NAME MICROSECONDS BEFORE AFTER CACHE COMMAND…
   local name=$1 took=$2 before=$3 after=$4 round kills=0 deadline=$((SECONDS + SECONDS_EACH))
   shift 4
-  for ((round = 0; round < ROUNDS_MAX && SECONDS < deadline; round++)); do
+  for ((round = 0; round < ROUNDS_MAX && (SECONDS < deadline || (kills < KILLS_MIN && SECONDS < deadline + 60)); round++)); do
     "$before" "$round"
     start_and_kill "$took" "$@"
     if [[ $KILLED_WITH == 137 ]]; then

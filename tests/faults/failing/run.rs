@@ -19,7 +19,7 @@ use crate::tracer::Program;
 const RUNS: usize = 60;
 /// How often a pull after the fault may fail before that counts: Larder contacts a registry, and checks a directory that
 /// refused writes, again some time later.
-const ATTEMPTS: usize = 50;
+const ATTEMPTS: usize = 150;
 /// How often a fault is tried until it happens.
 const ATTEMPTS_TO_HIT: usize = 3;
 /// How long a client waits for a server without descriptors.

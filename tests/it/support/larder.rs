@@ -9,8 +9,8 @@
 //! ```
 //!
 //! The registry is listed and is the default for requests that name none. Unlisted registries are denied, so that no
-//! test leaves the machine. Upstream timeouts are short ([`HEADERS_TIMEOUT`], [`STALL_TIMEOUT`]). The clock changes
-//! only by [`Larder::advance`].
+//! test leaves the machine. Upstream timeouts are longer than a test waits, so that a gate may stay closed; tests of
+//! silent upstreams make them short ([`Settings::be_impatient`]). The clock changes only by [`Larder::advance`].
 //!
 //! **Dropping** drains the server, joins its threads, and fails the test if a handler panicked. Declare the registry
 //! first and the server second, so that the server is dropped first: its fetches end with the registry.
@@ -37,9 +37,9 @@ use super::client::{self, Connection};
 use super::response::Response;
 use super::{FakeRegistry, PATIENCE, lock};
 
-/// The timeout for the response head of an upstream.
+/// The timeout for the response head of an upstream, if it is short.
 pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(2);
-/// The timeout for silence during a blob.
+/// The timeout for silence during a blob, if it is short.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The drain timeout, for clients that a test leaves open on purpose.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
@@ -105,7 +105,7 @@ impl Larder {
 
     /// A server with only those registries that `change` lists.
     pub fn start_alone(change: impl FnOnce(&mut Settings)) -> Larder {
-        let mut settings = Settings::short();
+        let mut settings = Settings::of_tests();
         change(&mut settings);
         let clock = SystemTime::UNIX_EPOCH + Duration::from_secs(NOON);
         let mut larder = Larder {
@@ -354,14 +354,11 @@ fn no_retries() -> cache::RetryPolicy {
 }
 
 impl Settings {
-    fn short() -> Settings {
-        let timeouts = Timeouts {
-            // Loopback connections need no time, but a TLS handshake on a busy machine may.
-            connect: Duration::from_secs(10),
-            headers: HEADERS_TIMEOUT,
-            stall: STALL_TIMEOUT,
-            metadata: Duration::from_secs(3),
-        };
+    fn of_tests() -> Settings {
+        // Loopback connections need no time, but a TLS handshake on a busy machine may.
+        let connect = Duration::from_secs(10);
+        let long = 2 * PATIENCE;
+        let timeouts = Timeouts { connect, headers: long, stall: long, metadata: long };
         Settings {
             cache: cache::Settings {
                 retry: no_retries(),
@@ -391,6 +388,16 @@ impl Settings {
             },
             naming: Naming::default(),
         }
+    }
+
+    /// Short timeouts, for upstreams that say nothing.
+    pub fn be_impatient(&mut self) {
+        self.upstream.timeouts = Timeouts {
+            headers: HEADERS_TIMEOUT,
+            stall: STALL_TIMEOUT,
+            metadata: Duration::from_secs(3),
+            ..self.upstream.timeouts
+        };
     }
 
     /// Lists the registry under this name, whatever its address.

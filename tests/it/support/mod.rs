@@ -86,7 +86,7 @@ pub use wire::Recorded;
 
 /// How long to wait for an event before the test fails. Generous, because a busy machine must not fail a test; only
 /// failing tests use it up.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The `sha256:…` digest of `content`.
 pub fn digest_of(content: &[u8]) -> String {
