@@ -172,6 +172,7 @@ lint: ## check formatting, clippy and rustdoc; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --test faults -- -D warnings
+	$(CARGO) clippy --locked --lib --tests --features interleavings -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 
 .PHONY: clean

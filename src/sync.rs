@@ -27,5 +27,6 @@ pub(crate) fn may_switch() {
     interleavings::switch();
 }
 
-#[cfg(all(test, feature = "interleavings"))]
+#[cfg(test)]
+#[cfg(feature = "interleavings")]
 pub(crate) mod interleavings;

@@ -76,7 +76,9 @@ fn one_of_two_callers_leads_and_both_get_an_outcome() {
             move |result| {
                 let Joined { flight, leader } = flights.join(&1, || "abandoned");
                 let is_leader = leader.is_some();
-                leader.map(|leader| leader.finish(Ok(result)));
+                if let Some(leader) = leader {
+                    leader.finish(Ok(result));
+                }
                 (is_leader, flight)
             }
         };
@@ -177,7 +179,9 @@ fn leaving(leaves_by_itself: bool) {
         let flights = flights.clone();
         thread::spawn(move || {
             let Joined { flight, leader } = flights.join(&1, || "abandoned");
-            leader.map(|leader| leader.finish(Ok(8)));
+            if let Some(leader) = leader {
+                leader.finish(Ok(8));
+            }
             flight
         })
     };
@@ -194,7 +198,9 @@ fn leaving(leaves_by_itself: bool) {
     }
     let outcome = joins.join().unwrap().poll_outcome(Waker::noop());
     assert!(matches!(outcome, Poll::Ready(Ok(7 | 8))), "a follower got {outcome:?}");
-    leaves.map(|thread| thread.join().unwrap());
+    if let Some(thread) = leaves {
+        thread.join().unwrap();
+    }
     assert!(flights.is_empty());
 }
 

@@ -474,7 +474,8 @@ impl Shared {
     }
 }
 
-#[cfg(all(test, feature = "interleavings"))]
+#[cfg(test)]
+#[cfg(feature = "interleavings")]
 mod interleavings;
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ mod file_lock;
 mod flock;
 mod lease;
 
-#[cfg(all(test, feature = "interleavings"))]
+#[cfg(test)]
+#[cfg(feature = "interleavings")]
 mod interleavings;
 
 pub use commit::{BundleLock, CommitLock, SweepLocked};
