@@ -15,6 +15,7 @@ use crate::cache::{
     Wanted,
 };
 use crate::http::{Body, Context, Pending, Reply, Request, Step};
+use crate::oci::ImageName;
 use crate::via::{self, Via};
 
 /// Programs built with go-containerregistry, such as crane, send credentials only if `GET /v2/` demands them, and pull without
@@ -88,7 +89,7 @@ pub(super) fn answer(
         login.filter(|(user, password)| !(user.is_empty() && password.is_empty()))
     else {
         let text = format!("{}: log in with a user and a password for it", text());
-        return Step::Reply(status::login(&text));
+        return Step::Reply(with_reason(status::login(&text), "login-required", name));
     };
     if via::current().is_from_peer() {
         return match handlers.cache.peer_proof(Some((&user, &password))) {
@@ -98,8 +99,11 @@ pub(super) fn answer(
     }
     // A user of this server presents a password or a token for it.
     if auth.owns(&user, &password) {
-        let error = AccessError::Refused { status: 401 };
-        return Step::Reply(status::access_refusal(&error, &checked.route));
+        let text = format!(
+            "{}: this login is for Larder itself (serverAuthConfig) and is not sent there; log in with one of the registry",
+            text()
+        );
+        return Step::Reply(with_reason(status::login(&text), "own-login", name));
     }
     let cache = handlers.cache.for_client(request.client_address());
     let check = Check {
@@ -183,8 +187,13 @@ impl Check {
         };
         let is_decided = matches!(error, AccessError::Refused { .. } | AccessError::NotFound);
         let reply = if is_decided { reply.header(DECIDED.0, DECIDED.1) } else { reply };
-        reply.note("reason", why).note("upstream", name.upstream.as_str().to_owned())
+        with_reason(reply, why, name)
     }
+}
+
+/// A response whose line in the log says why a client gets nothing of a repository.
+fn with_reason(reply: Reply, why: &'static str, name: &ImageName) -> Reply {
+    reply.note("reason", why).note("upstream", name.upstream.as_str().to_owned())
 }
 
 /// A request that waits for the registry to judge its credentials.

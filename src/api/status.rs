@@ -214,9 +214,14 @@ pub(super) fn access_refusal(error: &AccessError, route: &Route) -> Reply {
             error_reply(503, ErrorCode::Unavailable, text)
         }
         AccessError::Unconfirmed(error) => {
+            let cause = match error {
+                // Without the request, which may name cached content of the repository.
+                CacheError::Upstream(error) => error.kind().to_string(),
+                other => other.to_string(),
+            };
             let text = format!(
                 "{registry} cannot be asked whether this user may pull {}, and has not allowed it recently \
-                 (accessOffline): {error}",
+                 (accessOffline): {cause}",
                 name.repository
             );
             error_reply(503, ErrorCode::Unavailable, &text)

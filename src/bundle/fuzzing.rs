@@ -129,8 +129,8 @@ fn check(tar: Arc<[u8]>) {
 
 /// Imports a bundle. Returns the number of images.
 fn imported(store: &Store, source: &BundleSource) -> Option<usize> {
-    let settings =
-        ImportSettings { name: None, now: SystemTime::UNIX_EPOCH + Duration::from_secs(1) };
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    let settings = ImportSettings { name: None, now, is_private: &|_| false };
     let summary = import(store, source, &settings, &mut |event| match event {
         ImportEvent::Imported { reference, platforms, .. } => {
             assert_is_safe_text(reference);

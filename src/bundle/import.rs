@@ -38,12 +38,14 @@ const MANIFESTS_MIN: u64 = 100_000;
 const BYTES_MIN: u64 = 1 << 30;
 
 /// How a bundle is imported.
-#[derive(Debug, Clone)]
-pub struct ImportSettings {
+#[derive(Clone)]
+pub struct ImportSettings<'a> {
     /// The name to import under, instead of the names in the bundle.
     pub name: Option<PartReference>,
     /// The time to record as the time at which the names were fetched and confirmed.
     pub now: SystemTime,
+    /// Whether the registry of a repository decides who may pull.
+    pub is_private: &'a dyn Fn(&ImageName) -> bool,
 }
 
 /// A manifest that a bundle lists.
@@ -63,7 +65,7 @@ pub(super) struct Root {
 pub fn import(
     store: &Store,
     source: &BundleSource,
-    settings: &ImportSettings,
+    settings: &ImportSettings<'_>,
     report: &mut dyn FnMut(&ImportEvent<'_>),
 ) -> Result<ImportSummary, BundleError> {
     import_within(&Budget::of, store, source, settings, report)
@@ -73,7 +75,7 @@ fn import_within(
     budget_of: &dyn Fn(&Contents) -> Budget,
     store: &Store,
     source: &BundleSource,
-    settings: &ImportSettings,
+    settings: &ImportSettings<'_>,
     report: &mut dyn FnMut(&ImportEvent<'_>),
 ) -> Result<ImportSummary, BundleError> {
     store.remove_abandoned_imports();
@@ -101,7 +103,7 @@ fn import_within(
 struct Naming<'a> {
     store: &'a Store,
     bundle: &'a str,
-    settings: &'a ImportSettings,
+    settings: &'a ImportSettings<'a>,
     report: &'a mut dyn FnMut(&ImportEvent<'_>),
     summary: ImportSummary,
     budget: Budget,
@@ -324,6 +326,9 @@ impl Naming<'_> {
         self.budget.charge(graph.manifests.len() as u64, 0);
         self.check_budget()?;
         let before = self.record(name, reference, graph)?;
+        if (self.settings.is_private)(name) {
+            self.store.mark_private(graph.digests())?;
+        }
         // The operator says that the image has these blobs; there may be no registry to ask.
         if let Err(error) = self.store.put_links(name, graph.digests()) {
             log::debug!(repository:% = name, error:% = error; "cannot record the blobs of an imported image");
@@ -545,7 +550,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store =
             Store::open(&Settings { root: directory.path().to_owned(), fsync: false }).unwrap();
-        let settings = ImportSettings { name: None, now: SystemTime::now() };
+        let settings =
+            ImportSettings { name: None, now: SystemTime::now(), is_private: &|_| false };
         let budget =
             |_: &Contents| Budget { manifests: Cell::new(manifests), bytes: Cell::new(bytes) };
         let imported = import_within(&budget, &store, source, &settings, &mut |_| {});
@@ -605,11 +611,37 @@ mod tests {
     }
 
     #[test]
+    fn content_of_private_repositories_is_marked() {
+        let mut bundle = Bundle::default();
+        let names: Vec<_> = ["open", "private"].map(|name| (bundle.image(name), name)).into();
+        let names: Vec<_> =
+            names.iter().map(|(image, name)| (image, format!("quay.io/{name}:1"))).collect();
+        let source = bundle.end(&names);
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().to_owned();
+        let store = Store::open(&Settings { root, fsync: false }).unwrap();
+        let is_private = |name: &ImageName| name.repository.to_string() == "private";
+        let settings =
+            ImportSettings { name: None, now: SystemTime::now(), is_private: &is_private };
+        import(&store, &source, &settings, &mut |_| {}).unwrap();
+        let mut marked = Vec::new();
+        let visited = store.each_image(&mut |image| {
+            marked.push((image.full_reference().to_string(), store.is_private(&image.digest)));
+            Ok(())
+        });
+        visited.unwrap();
+        marked.sort();
+        let expected = [("quay.io/open:1", false), ("quay.io/private:1", true)];
+        assert_eq!(marked, expected.map(|(name, is)| (name.to_owned(), is)));
+    }
+
+    #[test]
     fn lists_with_too_many_names_are_refused_before_they_use_memory() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().to_owned();
         let store = Store::open(&Settings { root, fsync: false }).unwrap();
-        let settings = ImportSettings { name: None, now: SystemTime::now() };
+        let settings =
+            ImportSettings { name: None, now: SystemTime::now(), is_private: &|_| false };
         let digest = Digest::of(Algorithm::Sha256, b"x").to_string();
         let entry = format!(r#"{{"digest":"{digest}","size":1}},"#);
         let list = |text: &str, count: usize| text.repeat(count).trim_end_matches(',').to_owned();

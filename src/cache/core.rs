@@ -179,7 +179,14 @@ impl Core {
     /// Notes what a manifest refers to, if its registry decides who may pull it.
     pub(super) fn note_private(&self, name: &ImageName, digest: Digest, manifest: &Manifest) {
         if self.settings().access.of(name) == PullAccess::Client {
-            self.private.add(digest, manifest);
+            self.private.add_manifest(&self.store, digest, manifest);
+        }
+    }
+
+    /// Notes that a blob comes from a repository, if its registry decides who may pull it. Called before it gets its name.
+    pub(super) fn note_private_blob(&self, name: &ImageName, digest: Digest) {
+        if self.settings().access.of(name) == PullAccess::Client {
+            self.private.add(&self.store, &[digest]);
         }
     }
 

@@ -6,9 +6,10 @@ use std::time::SystemTime;
 use super::progress::{Progress, note_unless};
 use super::{CommandError, bucket, logging, note};
 use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
+use crate::cache::PullAccess;
 use crate::cli::Import;
 use crate::config::Settings;
-use crate::oci::PartReference;
+use crate::oci::{ImageName, PartReference};
 use crate::store::Store;
 use crate::units::plural;
 
@@ -38,7 +39,7 @@ pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandE
     }
     let is_from_buckets_only = paths.is_empty();
     let import_files = || {
-        import_with(&store, &paths, name, typed.quiet, &mut |reference| {
+        import_with(settings, &store, &paths, name, typed.quiet, &mut |reference| {
             imported.push(reference.to_owned())
         })
     };
@@ -56,16 +57,18 @@ pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandE
 /// # Errors
 /// [`CommandError`] if an image was not imported.
 pub(super) fn import_bundles(
+    settings: &Settings,
     store: &Store,
     paths: &[PathBuf],
     name: Option<PartReference>,
     is_quiet: bool,
 ) -> Result<(), CommandError> {
-    import_with(store, paths, name, is_quiet, &mut |_| {})
+    import_with(settings, store, paths, name, is_quiet, &mut |_| {})
 }
 
 /// As [`import_bundles`], and calls `named` with every imported reference.
 fn import_with(
+    settings: &Settings,
     store: &Store,
     paths: &[PathBuf],
     name: Option<PartReference>,
@@ -73,7 +76,8 @@ fn import_with(
     named: &mut dyn FnMut(&str),
 ) -> Result<(), CommandError> {
     let sources = BundleSource::all_of(paths)?;
-    let import_settings = ImportSettings { name, now: SystemTime::now() };
+    let is_private = |name: &ImageName| settings.cache.access.of(name) == PullAccess::Client;
+    let import_settings = ImportSettings { name, now: SystemTime::now(), is_private: &is_private };
     let mut summary = ImportSummary::default();
     for source in &sources {
         let mut progress = Progress::start(is_quiet, "imported", None);

@@ -60,7 +60,7 @@ pub(super) fn load(settings: &Settings, command: &cli::Load) -> Result<(), Comma
     };
     let store = Store::open(&settings.store)?;
     if !sources.bundles.is_empty() {
-        import::import_bundles(&store, &sources.bundles, name, command.quiet)?;
+        import::import_bundles(settings, &store, &sources.bundles, name, command.quiet)?;
     }
     if sources.wanted.is_empty() {
         return Ok(());

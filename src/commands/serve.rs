@@ -213,7 +213,7 @@ fn start_tier(
 /// prevent the start.
 fn import_hello_world(store: &Store, now: SystemTime) {
     let source = BundleSource::Memory { name: "helloWorld", tar: hello::bundle().into() };
-    let import_settings = ImportSettings { name: None, now };
+    let import_settings = ImportSettings { name: None, now, is_private: &|_| false };
     let result = bundle::import(store, &source, &import_settings, &mut |event| match &event {
         ImportEvent::Progress { .. } => {}
         ImportEvent::Imported { reference, digest, .. } => {

@@ -113,7 +113,7 @@ section! {
         /// restart. `0`: not at all.
         AtOnce "accessOffline" access_offline: Text<Span> = span(cache::AccessPolicy::default().offline);
         /// `linked`: cached blobs are served only in repositories that contain them, according to a cached manifest or to
-        /// the registry. `any`: in every repository, except where `access` is `client`.
+        /// the registry. `any`: in every repository, except those blobs that are in one with `access: client`.
         AtOnce "blobs" blobs: BlobsName = BlobsName::Linked;
         /// Never contact a registry: what is not cached is 404.
         AtOnce "airGapped" air_gapped: bool = false, flag "--air-gapped", parser "not_null";

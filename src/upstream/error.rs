@@ -142,6 +142,14 @@ impl UpstreamError {
         UpstreamError { request: request.into(), kind, is_elsewhere: false }
     }
 
+    /// The same failure of a GET, for a client that must not learn that HEAD was enough.
+    pub fn of_get(self) -> UpstreamError {
+        match self.request.strip_prefix("HEAD ") {
+            Some(rest) => UpstreamError { request: format!("GET {rest}").into(), ..self },
+            None => self,
+        }
+    }
+
     /// The same error, at a host to which the registry redirected.
     pub(super) fn elsewhere(self) -> UpstreamError {
         UpstreamError { is_elsewhere: true, ..self }
@@ -399,9 +407,15 @@ fn phase(timeout: Timeout) -> &'static str {
 
 impl fmt::Display for UpstreamError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", quoted_up_to(REASON_CHARS_MAX, &self.request), self.kind)
+    }
+}
+
+/// What went wrong, without the request.
+impl fmt::Display for UpstreamErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = |text: &dyn fmt::Display| quoted_up_to(REASON_CHARS_MAX, text);
-        write!(f, "{}: ", reason(&self.request))?;
-        match &self.kind {
+        match self {
             UpstreamErrorKind::NotFound => write!(f, "the registry has no such content"),
             UpstreamErrorKind::Hidden => {
                 write!(
@@ -435,12 +449,10 @@ impl fmt::Display for UpstreamError {
                  of the two from the other's configuration (registries[].endpoints)"
             ),
             UpstreamErrorKind::CircuitOpen { wait, last } => {
-                write!(
-                    f,
-                    "circuit breaker open for {} more after repeated failures",
-                    duration(*wait)
-                )?;
-                last.iter().try_for_each(|last| write!(f, "; last failure: {last}"))
+                let wait = duration(*wait);
+                write!(f, "circuit breaker open for {wait} more after repeated failures")?;
+                // Without its request, which was that of another client.
+                last.iter().try_for_each(|last| write!(f, "; last failure: {}", last.kind))
             }
             UpstreamErrorKind::Status { status: status @ (404 | 410) } => write!(
                 f,

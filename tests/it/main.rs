@@ -62,6 +62,7 @@ mod framing;
 mod private_attacks;
 mod private_images;
 mod private_larders;
+mod private_origins;
 // Chains and loops of Larders.
 mod loops;
 // Tag lists.

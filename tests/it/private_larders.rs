@@ -136,3 +136,32 @@ fn parent_decides_if_the_registry_is_out_of_reach() {
     let got = get(fooled.address, &manifest(NAME, "v1"), "eve", "guess");
     assert_eq!(got.status, 503, "a parent that lets everyone in decides nothing: {got:?}");
 }
+
+#[test]
+fn a_parent_without_these_rules_proves_nothing_about_private_blobs() {
+    let (registry, image) = registry();
+    let open = FakeRegistry::start();
+    let layer = image.layers()[0].clone();
+    let forged = Image::new("forged").layer(layer.bytes.clone()).manifest();
+    open.add_manifest("evil/app", "v1", "application/vnd.oci.image.manifest.v1+json", &forged);
+    open.expect_unknown("*");
+    let both = |more: &str| {
+        let config = config(&registry.url(""), more);
+        format!("{config}  - {{name: open.test, endpoints: [\"{}\"]}}\n", open.url(""))
+    };
+    let directories = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let own = "auth: {user: robot, password: own}";
+    let parent =
+        Process::serve_file(directories[0].path(), &both("").replace("access: client", own));
+    let parents = format!("parents: [\"http://{}\"]\nnegativeTtl: 0s", parent.address);
+    let child = Process::serve_file(directories[1].path(), &both(&parents));
+    for target in [manifest(NAME, "v1"), blob(NAME, &layer.digest)] {
+        assert_eq!(get(child.address, &target, "ann", "secret").status, 200, "{target}");
+    }
+    let anonymous = |target: &str| request(child.address, "GET", target, &[]);
+    for _ in 0..2 {
+        assert_eq!(anonymous(&manifest("open.test/evil/app", "v1")).status, 200);
+        let got = anonymous(&blob("open.test/evil/app", &layer.digest));
+        assert_eq!(got.status, 404, "{got:?}");
+    }
+}

@@ -29,6 +29,13 @@ pub(super) struct Check {
     pub(super) generation: u64,
 }
 
+/// Why a registry lets a login do nothing.
+struct Denial {
+    error: UpstreamError,
+    /// Whether it also refuses or hides what is cached of the repository.
+    is_complete: bool,
+}
+
 /// What a registry has let a login do.
 struct Granted {
     scope: Scope,
@@ -63,8 +70,8 @@ impl AccessService {
                 }
                 (verdict(granted.scope, Ok(())), AccessCheck::Granted)
             }
-            Err(error) => {
-                let (scope, result, outcome) = self.failed(&error, check, now);
+            Err(denial) => {
+                let (scope, result, outcome) = self.failed(&denial, check, now);
                 (verdict(scope, result), outcome)
             }
         };
@@ -79,10 +86,13 @@ impl AccessService {
     /// Asks the registry. A manifest proves that the repository may be pulled, whether or not it is the one that the client
     /// wants: that one may be missing, and some registries refuse what is missing. A list or a blob proves nothing else: there
     /// are logins that may only list, and there is less to tell a blob from the response of another server.
-    fn ask_registry(&self, check: &Check) -> Result<Granted, UpstreamError> {
+    ///
+    /// A wrong login is sent only once: some registries count, and the time must not depend on what is cached.
+    fn ask_registry(&self, check: &Check) -> Result<Granted, Denial> {
         let Check { name, wanted, login, .. } = check;
         let credentials = Credentials::of_client(&login.user, &login.password);
-        let source = self.core.sources.source_for(&name.upstream, credentials)?;
+        let source = self.core.sources.source_for(&name.upstream, credentials);
+        let source = source.map_err(|error| Denial { error, is_complete: false })?;
         let ask = |wanted: &Wanted| source.ask_to_pull(&name.repository, wanted);
         let granted = |scope, permission: Permission| Granted {
             scope,
@@ -92,31 +102,58 @@ impl AccessService {
         let known = || {
             let manifests = self.core.store.manifests(name).into_iter();
             let others = manifests.map(|digest| Wanted::Manifest(Reference::Digest(digest)));
-            let mut others = others.filter(|other| other != wanted).take(MANIFESTS_ASKED_MAX);
-            others.find_map(|other| ask(&other).ok())
+            let others = others.filter(|other| other != wanted).take(MANIFESTS_ASKED_MAX);
+            let mut denial = None;
+            for other in others {
+                match ask(&other) {
+                    Ok(permission) => return Some(Ok(permission)),
+                    Err(error) => {
+                        let before = denial.is_none_or(|before: Denial| before.is_complete);
+                        let is_complete = before && is_refusal(&error);
+                        let is_wrong_login = is_wrong_login(&error);
+                        denial = Some(Denial { error, is_complete });
+                        if is_wrong_login {
+                            break;
+                        }
+                    }
+                }
+            }
+            denial.map(Err)
         };
+        let of_repository = |permission| granted(Scope::Repository, permission);
         match wanted {
             Wanted::Manifest(_) => match ask(wanted) {
-                Ok(permission) => Ok(granted(Scope::Repository, permission)),
-                Err(error) if error.is_denied() || error.is_certainly_not_found() => {
-                    known().map(|permission| granted(Scope::Repository, permission)).ok_or(error)
-                }
-                Err(error) => Err(error),
+                Ok(permission) => Ok(of_repository(permission)),
+                Err(error) if is_refusal(&error) && !is_wrong_login(&error) => match known() {
+                    Some(Ok(permission)) => Ok(of_repository(permission)),
+                    Some(Err(denial)) => Err(Denial { error, ..denial }),
+                    None => Err(Denial { error, is_complete: false }),
+                },
+                Err(error) => Err(Denial { error, is_complete: false }),
             },
             Wanted::Blob(_) | Wanted::Lists => match known() {
-                Some(permission) => Ok(granted(Scope::Repository, permission)),
-                None => ask(wanted).map(|permission| granted(Scope::Wanted, permission)),
+                Some(Ok(permission)) => Ok(of_repository(permission)),
+                Some(Err(denial)) if is_wrong_login(&denial.error) => Err(denial),
+                before => match ask(wanted) {
+                    Ok(permission) => Ok(granted(Scope::Wanted, permission)),
+                    Err(error) => {
+                        let is_complete = before
+                            .is_some_and(|before| before.is_err_and(|before| before.is_complete));
+                        Err(Denial { error, is_complete })
+                    }
+                },
             },
         }
     }
 
     fn failed(
         &self,
-        error: &UpstreamError,
+        denial: &Denial,
         check: &Check,
         now: SystemTime,
     ) -> (Scope, Result<(), AccessError>, AccessCheck) {
         let Check { key, wanted, .. } = check;
+        let Denial { error, is_complete } = denial;
         let soon = self.core.settings().negative_ttl;
         let (refusal, scope) = match error.kind() {
             _ if error.is_certainly_not_found() => (AccessError::NotFound, Scope::Wanted),
@@ -146,7 +183,9 @@ impl AccessService {
                 verdicts.note_guess(client, check.login_key, now);
             }
         }
-        if scope == Scope::Repository {
+        // A registry that hides what a user may not see says that it is not there.
+        let is_hidden = *is_complete && error.is_certainly_not_found();
+        if scope == Scope::Repository || is_hidden {
             self.kept.remove(key);
             if let Err(error) = self.core.store.remove_grant(&key.to_string()) {
                 log::error!(
@@ -157,6 +196,16 @@ impl AccessService {
         }
         (scope, Err(refusal), AccessCheck::Refused)
     }
+}
+
+/// Whether a registry says that the login may not have something, or that there is no such thing.
+fn is_refusal(error: &UpstreamError) -> bool {
+    error.is_denied() || error.is_certainly_not_found()
+}
+
+/// Whether a registry refuses the login, whatever it wants.
+fn is_wrong_login(error: &UpstreamError) -> bool {
+    matches!(error.kind(), UpstreamErrorKind::Denied { status: 401 })
 }
 
 /// A refused list says nothing about pulls.

@@ -351,5 +351,8 @@ impl AccessService {
         if let Err(error) = removed {
             log::warn!(error:% = error; "access: cannot remove old permissions");
         }
+        if let Err(error) = store.remove_old_private_marks(now) {
+            log::warn!(error:% = error; "access: cannot remove the marks of private content that is gone");
+        }
     }
 }

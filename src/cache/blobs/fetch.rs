@@ -177,6 +177,8 @@ impl BlobCache {
             self.note_wrong(leader.key(), failures);
             self.note_sent_by_bucket(&digest, false, by_bucket);
         })?;
+        // Again, in case the partial was older than a mark is kept.
+        self.core.note_private_blob(name, digest);
         download.log_finished(size);
         self.note_sent_by_bucket(&digest, true, by_bucket);
         lock(&self.wrong).remove(leader.key());
@@ -373,7 +375,11 @@ impl Sink for ToStore<'_> {
         }
         let ingest = match &mut self.ingest {
             Some(ingest) => ingest,
-            None => self.ingest.insert(self.cache.begin_ingest(self.leader.key(), size)?),
+            None => {
+                // Other processes follow the partial.
+                self.cache.core.note_private_blob(self.name, self.leader.key().1);
+                self.ingest.insert(self.cache.begin_ingest(self.leader.key(), size)?)
+            }
         };
         if size.is_none_or(|size| size >= NOTED_BYTES_MIN)
             && !std::mem::replace(&mut self.is_noted, true)

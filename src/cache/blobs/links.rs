@@ -134,11 +134,10 @@ impl BlobCache {
     ) -> bool {
         let access = &self.core.settings().access;
         let may_assume = needed == Link::Assumed;
-        if may_assume && access.blobs_of(name) == BlobAccess::Any {
+        let is_open = || may_assume && !(access.has_clients() && self.may_be_private(digest));
+        if access.blobs_of(name) == BlobAccess::Any && is_open() {
             return true;
         }
-        let is_open =
-            || may_assume && !(access.has_clients() && self.core.private.may_have(digest));
         // The usual case first: a pull of an image whose manifest this process knows.
         if is_open() && self.manifests.stated_size(name, digest).is_some() {
             return true;
@@ -210,8 +209,7 @@ impl BlobCache {
         if has_clients {
             self.read_private_manifests()?;
         }
-        let is_private =
-            needed == Link::Proven || (has_clients && self.core.private.may_have(digest));
+        let is_private = needed == Link::Proven || (has_clients && self.may_be_private(digest));
         let manifests = match is_private {
             true => Vec::new(),
             false => self.core.store.find_manifests(name)?,
@@ -220,10 +218,10 @@ impl BlobCache {
             self.assume_link(name, digest);
             return Ok(());
         }
-        if is_private && !self.may_confirm(&name.upstream, digest)? {
-            return Err(CacheError::KnownMissing);
-        }
+        let may_confirm = !is_private || self.may_confirm(&name.upstream, digest)?;
+        // Asked in any case: the response must not depend on what is cached.
         match self.ask_for_link(name, digest) {
+            Ok(()) if !may_confirm => Err(CacheError::KnownMissing),
             Ok(()) => {
                 self.keep_link(name, digest);
                 Ok(())
@@ -237,7 +235,30 @@ impl BlobCache {
                 self.assume_link(name, digest);
                 Ok(())
             }
+            Err(CacheError::Upstream(error)) => Err(CacheError::Upstream(error.of_get())),
             Err(error) => Err(error),
+        }
+    }
+
+    fn may_be_private(&self, digest: &Digest) -> bool {
+        self.core.private.may_have(&self.core.store, digest)
+    }
+
+    /// Whether a download for a repository may use the bucket, which has the blobs of private repositories as well and does not
+    /// know which ones these are. It may if the repository is proven to contain the blob.
+    pub(super) fn may_use_bucket(&self, name: &ImageName, digest: &Digest) -> bool {
+        if !self.core.settings().access.has_clients()
+            || self.core.sources.shared_bucket().is_none()
+            || self.is_linked(name, digest, Link::Proven)
+        {
+            return true;
+        }
+        match self.prove_link(name, digest, Link::Proven) {
+            Ok(()) => true,
+            Err(error) => {
+                log::debug!(repository:% = name, digest:% = digest, error:% = error; "the bucket is not asked for a blob");
+                false
+            }
         }
     }
 
@@ -288,7 +309,7 @@ impl BlobCache {
                     for digest in found.map_err(io::Error::other)? {
                         // One that cannot be read is not served either.
                         if let Some(manifest) = self.manifests.parsed(name, &digest) {
-                            private.add(digest, &manifest);
+                            private.add_manifest(&self.core.store, digest, &manifest);
                         }
                     }
                 }

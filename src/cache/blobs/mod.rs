@@ -439,7 +439,11 @@ impl BlobCache {
             self.prove_link(name, digest, Link::Assumed)?;
         }
         let source = self.core.source(&name.upstream)?;
-        let reported = source.blob_size(&name.repository, digest);
+        let endpoint_failures = self.endpoint_failures(name, digest);
+        let reported = match endpoint_failures.is_without_bucket() {
+            false => source.blob_size(&name.repository, digest),
+            true => Ok(None),
+        };
         // A 404 for HEAD is not recorded, since it would apply to GET: some registries do not support HEAD well.
         if !reported.as_ref().is_err_and(UpstreamError::is_not_found) {
             self.note_outcome(&*source, name, digest, &reported);
@@ -454,7 +458,7 @@ impl BlobCache {
             from: 0,
             to: None,
             additional_to: None,
-            endpoint_failures: &self.endpoint_failures(name, digest),
+            endpoint_failures: &endpoint_failures,
         });
         self.note_outcome(&*source, name, digest, &begun);
         begun?.size.or_else(|| self.size_hint(name, digest)).ok_or_else(|| {

@@ -13,10 +13,11 @@ pub(super) struct WrongBlob {
 }
 
 impl BlobCache {
-    /// The failures of each endpoint in earlier downloads of this blob.
+    /// The failures of each endpoint in earlier downloads of this blob, and whether the bucket may be asked.
     pub(super) fn endpoint_failures(&self, name: &ImageName, digest: &Digest) -> EndpointFailures {
         let key = (name.upstream.clone(), *digest);
-        lock(&self.wrong).get(&key).map(|blob| blob.endpoint_failures.clone()).unwrap_or_default()
+        let known = lock(&self.wrong).get(&key).map(|blob| blob.endpoint_failures.clone());
+        known.unwrap_or_default().with_bucket(self.may_use_bucket(name, digest))
     }
 
     /// Records which endpoints sent wrong content, so that they are tried last the next time.

@@ -206,6 +206,15 @@ impl Layout {
         self.root.join("links").join(hashed.hex())
     }
 
+    /// The marks of digests that are in private repositories.
+    pub(in crate::store) fn private_marks(&self) -> PathBuf {
+        self.root.join("private")
+    }
+
+    pub(in crate::store) fn private(&self, digest: &Digest) -> PathBuf {
+        self.private_marks().join(digest.algorithm().as_str()).join(digest.hex())
+    }
+
     /// Which clients have been allowed to pull what.
     pub(in crate::store) fn grants(&self) -> PathBuf {
         self.root.join("access")

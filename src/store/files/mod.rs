@@ -11,6 +11,7 @@ pub(super) mod links;
 pub(super) mod observer;
 pub(super) mod outgoing;
 pub(super) mod owner;
+pub(super) mod private;
 pub(super) mod read;
 pub(super) mod record;
 pub(super) mod write;

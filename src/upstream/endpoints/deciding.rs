@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use super::failover::Failover;
 use super::guarded::{GuardedEndpoint, RateLimits};
 use crate::oci::Repository;
+use crate::upstream::client::EndpointKind;
 use crate::upstream::{Permission, UpstreamError, Wanted};
 
 impl Failover {
@@ -37,15 +38,16 @@ impl Failover {
         }
     }
 
-    /// Asks the registry, its mirrors and the parents whether a repository has something. What the bucket and peers have does
-    /// not depend on the repository.
+    /// Asks the registry and its mirrors whether a repository has something. What the bucket and peers have does not depend on
+    /// the repository, and a parent says what its own rules let it say: a manifest may be enough for it.
     pub(super) fn ask_whether(
         &self,
         repository: &Repository,
         wanted: &Wanted,
     ) -> Result<Permission, UpstreamError> {
         let own = self.endpoints.iter();
-        let own = own.map(|each| (!each.is_bucket()).then(|| Arc::clone(each)));
+        let own = own
+            .map(|each| (each.origin.kind() == EndpointKind::Registry).then(|| Arc::clone(each)));
         let route: Vec<_> = std::iter::repeat_n(None, self.first_own()).chain(own).collect();
         let order: Vec<usize> = (0..route.len()).collect();
         self.ask_in(&route, &order, RateLimits::Ignore, |_, origin| {

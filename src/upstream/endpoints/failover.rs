@@ -60,6 +60,8 @@ pub struct UpstreamStatus {
 pub struct EndpointFailures {
     /// By endpoint; missing entries are 0.
     counts: Vec<u32>,
+    /// Whether the bucket is left out.
+    is_without_bucket: bool,
 }
 
 impl EndpointFailures {
@@ -79,6 +81,16 @@ impl EndpointFailures {
     /// Whether at least one of `endpoints` endpoints has not failed.
     pub fn has_clean_endpoint(&self, endpoints: usize) -> bool {
         (0..endpoints).any(|endpoint| self.of(endpoint) == 0)
+    }
+
+    /// Whether the bucket may be asked as well. It has blobs, and does not know in which repositories they are.
+    pub fn with_bucket(self, may_ask: bool) -> EndpointFailures {
+        EndpointFailures { is_without_bucket: !may_ask, ..self }
+    }
+
+    /// Whether the bucket is left out.
+    pub fn is_without_bucket(&self) -> bool {
+        self.is_without_bucket
     }
 
     /// The order in which to try the endpoints: by failures, then by configuration.
@@ -380,7 +392,10 @@ impl Source for Failover {
 
     fn blob(&self, ask: &BlobAsk<'_>) -> Result<BlobBody, UpstreamError> {
         let route = self.route(&ask.digest.to_string());
-        let order = ask.endpoint_failures.order(route.len());
+        let mut order = ask.endpoint_failures.order(route.len());
+        if ask.endpoint_failures.is_without_bucket {
+            order.retain(|at| !route[*at].as_ref().is_some_and(|endpoint| endpoint.is_bucket()));
+        }
         let first_own = self.first_own();
         let open = |origin: &dyn Origin| origin.blob(ask);
         let watched = |endpoint: usize, body: BlobBody| match &route[endpoint] {
