@@ -185,6 +185,28 @@ fn members_that_are_gone_or_frozen_are_not_waited_for() {
 }
 
 #[test]
+fn failures_of_the_registry_are_not_those_of_the_members() {
+    let registry = FakeRegistry::start();
+    let image = (0..16).map(|seed| bytes(1_000, seed)).fold(Image::new("app"), Image::layer);
+    registry.add(REPOSITORY, "v1", &image);
+    let group = Group::start(&registry, 2);
+    let [one, other] = [group.larders[0].address, group.larders[1].address];
+    for layer in image.layers() {
+        assert_eq!(get(one, &blob(&name(), &layer.digest)).status, 200);
+    }
+    registry.fault(On::path("*", "/v2/*/manifests/*"), Fault::status(500));
+    for tag in 0..16 {
+        let status = get(other, &manifest(&name(), &format!("broken-{tag}"))).status;
+        assert!((500..=504).contains(&status), "{status}");
+    }
+    registry.stop();
+    for layer in image.layers() {
+        let got = get(other, &blob(&name(), &layer.digest));
+        assert!(got.status == 200 && got.body == layer.bytes, "{got:?}");
+    }
+}
+
+#[test]
 fn wrong_bytes_of_a_member_are_never_a_complete_response() {
     // The "member" is a registry that is scripted: it has the image, and sends wrong bytes of its layer.
     let (registry, member) = (FakeRegistry::start(), FakeRegistry::start());

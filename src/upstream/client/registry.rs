@@ -55,6 +55,16 @@ impl EndpointKind {
     pub const ALL: [EndpointKind; 4] =
         [EndpointKind::Registry, EndpointKind::Larder, EndpointKind::Peer, EndpointKind::Bucket];
 
+    /// Where its credentials are configured.
+    pub(super) const fn auth_setting(self) -> &'static str {
+        match self {
+            EndpointKind::Registry => "registries[].auth",
+            EndpointKind::Larder => "parents[].auth or registries[].auth",
+            EndpointKind::Peer => "peers.auth",
+            EndpointKind::Bucket => "objectStore",
+        }
+    }
+
     /// The word for it in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -53,6 +53,8 @@ pub(super) struct Session {
     /// Whether the endpoint's address is private; resolved on first use.
     is_private: OnceLock<bool>,
     logins: Logins,
+    /// Where they are configured.
+    auth_setting: &'static str,
     /// Whether the endpoint has demanded user and password: then they are sent preemptively.
     wants_basic: AtomicBool,
     /// Whether the endpoint refused a token, offered Basic in addition to Bearer, and accepted the password.
@@ -207,6 +209,7 @@ impl Session {
                 &entry.endpoint.identity(upstream),
                 &Reach { timeouts, proxies: proxies() },
             ),
+            auth_setting: entry.kind.auth_setting(),
             ..Session::new(upstream, &entry.endpoint, timeouts, foreign)
         }
     }
@@ -243,6 +246,7 @@ impl Session {
             ports: None,
             is_private: OnceLock::new(),
             logins: Logins::none(upstream),
+            auth_setting: EndpointKind::Registry.auth_setting(),
             wants_basic: AtomicBool::new(false),
             prefers_basic: AtomicBool::new(false),
             refusals: Refusals::default(),

@@ -170,6 +170,10 @@ impl GuardedEndpoint {
         self.log(upstream, change, Some(&error));
     }
 
+    fn is_peer(&self) -> bool {
+        self.origin.kind() == EndpointKind::Peer
+    }
+
     pub(super) fn is_bucket(&self) -> bool {
         self.origin.kind() == EndpointKind::Bucket
     }
@@ -213,7 +217,12 @@ impl GuardedEndpoint {
         ask: impl FnOnce(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let result = ask(&*self.origin);
-        let (verdict, failure) = (Verdict::of(rate_limits, &result), result.as_ref().err());
+        let failure = result.as_ref().err();
+        let verdict = match failure {
+            // It says what the registry has said, and may have everything else.
+            Some(error) if self.is_peer() && error.is_response() => Verdict::Answers,
+            _ => Verdict::of(rate_limits, &result),
+        };
         let mut should_probe = false;
         let change = {
             let mut health = self.health();

@@ -329,8 +329,8 @@ impl Session {
     fn refused(&self, repository: &Repository, request: &Arc<str>, status: u16) -> UpstreamError {
         if self.refusals.is_warning_due(repository) {
             log::warn!(
-                upstream:% = self.upstream, request:%, status;
-                "the credentials in registries[].auth are refused"
+                upstream:% = self.upstream, request:%, status, setting = self.auth_setting;
+                "the credentials for an endpoint are refused"
             );
         }
         UpstreamError::new(Arc::clone(request), UpstreamErrorKind::Denied { status })
