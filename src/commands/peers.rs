@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{CommandError, management_client, table};
 use crate::cli;
 use crate::config::Settings;
-use crate::oci::{Digest, PartReference};
+use crate::oci::{Algorithm, Digest, PartReference, quoted};
 use crate::units::plural;
 
 /// Prints the members, with their places for some content.
@@ -22,6 +22,10 @@ pub(super) fn peers(settings: &Settings, command: &cli::Peers) -> Result<(), Com
     let query = match &command.content {
         None => String::new(),
         Some(text) if text.parse::<Digest>().is_ok() => format!("?digest={text}"),
+        Some(text) if Algorithm::ALL.iter().any(|it| is_digest_of(*it, text)) => {
+            let text = format!("{}: this is not a complete digest", quoted(text));
+            return Err(CommandError::usage("peers", &text));
+        }
         Some(text) => {
             let name = settings.naming.expand(text);
             PartReference::parse(&name)
@@ -38,6 +42,11 @@ pub(super) fn peers(settings: &Settings, command: &cli::Peers) -> Result<(), Com
         false => print_table(out, members),
     };
     super::printed(printed)
+}
+
+/// Whether a text is meant to be a digest: no registry has an image of this name.
+fn is_digest_of(algorithm: Algorithm, text: &str) -> bool {
+    text.strip_prefix(algorithm.as_str()).is_some_and(|rest| rest.starts_with(':'))
 }
 
 fn print_table(out: &mut dyn Write, members: &[Value]) -> io::Result<()> {

@@ -7,7 +7,7 @@ use super::file::{
 use super::value::EndpointUrl;
 use super::{ConfigError, auth};
 use crate::certificates::IdentityFiles;
-use crate::oci::Upstream;
+use crate::oci::{Upstream, quoted};
 use crate::upstream::{
     Endpoint, EndpointKind, EndpointSettings, PeerMembers, PeerSettings, RegistrySettings, Scheme,
     TlsSettings,
@@ -136,7 +136,19 @@ pub(super) fn peers(entry: &PeersEntry) -> Result<PeerSettings, ConfigError> {
     let members = match (&entry.dns, &entry.urls[..]) {
         (Some(name), []) => PeerMembers::Named { name: name.clone(), port: entry.port.0, scheme },
         (None, urls @ [_, ..]) => {
-            PeerMembers::Listed(urls.iter().map(|url| url.0.0.clone()).collect())
+            let members: Vec<Endpoint> = urls.iter().map(|url| url.0.0.clone()).collect();
+            let is_same = |one: &Endpoint, other: &Endpoint| {
+                one.scheme == other.scheme && one.authority.eq_ignore_ascii_case(&other.authority)
+            };
+            for (at, member) in members.iter().enumerate() {
+                if members[..at].iter().any(|before| is_same(before, member)) {
+                    return Err(refuse(&format!(
+                        "urls: {} is listed twice",
+                        quoted(&member.authority)
+                    )));
+                }
+            }
+            PeerMembers::Listed(members)
         }
         (Some(_), _) => return Err(refuse("dns and urls exclude each other")),
         (None, []) => return Err(refuse("name the members with dns or urls")),

@@ -311,11 +311,17 @@ impl Shared {
                     logged = Some(error);
                 }
                 Err(error) => {
-                    if logged.as_ref() != Some(&error) {
-                        log::error!(
+                    let has_keys = lock(&self.known).keys.is_some();
+                    match logged.as_ref() == Some(&error) {
+                        true => {}
+                        false if has_keys => log::error!(
                             issuer, error = error.as_str();
                             "serverAuthConfig.oidc: cannot fetch the keys of an issuer; the last ones stay valid"
-                        );
+                        ),
+                        false => log::error!(
+                            issuer, error = error.as_str();
+                            "serverAuthConfig.oidc: cannot fetch the keys of an issuer; there are none, so its tokens are refused"
+                        ),
                     }
                     logged = Some(error);
                 }

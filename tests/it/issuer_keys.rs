@@ -145,7 +145,7 @@ fn operators_see_that_keys_are_missing_or_cannot_be_updated() {
     drop(process);
     fs::remove_dir_all(site.path("cache/access")).expect("a directory");
     let mut process = Process::serve_file(site.directory.path(), &config);
-    process.wait_until_it_logs("cannot fetch the keys of an issuer");
+    process.wait_until_it_logs("there are none, so its tokens are refused");
     let problem = format!("error: no keys of the issuer {name}");
     assert_eq!(observed(), expected("0", "1", Some(problem)));
 }

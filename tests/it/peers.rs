@@ -336,6 +336,9 @@ fn members_with_other_settings_work_together_and_the_difference_is_named() {
     std::fs::write(&file, config.replace("{port: 0}", &format!("{{port: {port}}}")))
         .expect("a file can be written");
     let file = file.display().to_string();
+    let cut = &image.layers()[0].digest[..70];
+    let (code, _, stderr) = run(&["--config-file", &file, "peers", cut]);
+    assert!(code == Some(2) && stderr.contains("not a complete digest"), "{stderr}");
     for layer in image.layers() {
         let digest = layer.digest.to_string();
         let flags = ["--config-file", &file, "peers", &digest, "--json"];

@@ -282,6 +282,7 @@ fn peers_are_named_in_one_way() {
     for (text, words) in [
         ("{}", "name the members with dns or urls"),
         ("{dns: a.svc, urls: ['http://a:1']}", "exclude each other"),
+        ("{urls: ['http://a:1', 'http://b:1', 'http://A:1/']}", "A:1 is listed twice"),
         ("{dns: 'a.svc:8080'}", "set peers.port"),
         ("{dns: 'a b'}", "not a host name"),
         ("{dns: a.svc, tls: {key: /k}}", "tls.key needs tls.cert"),
