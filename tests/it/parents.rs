@@ -204,6 +204,21 @@ fn ring(registry: &FakeRegistry) -> ([tempfile::TempDir; 2], [Process; 2]) {
 }
 
 #[test]
+fn larder_that_is_its_own_parent_says_so_and_asks_the_registry() {
+    let (registry, image) = FakeRegistry::with_image(REPOSITORY);
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut larder = Process::serve_file(directory.path(), &config(&registry.url(""), &[]));
+    let own = larder.address;
+    Process::put_config(directory.path(), &config(&registry.url(""), &[own]));
+    larder.signal("HUP");
+    larder.wait_until_it_logs("configuration reloaded");
+    let name = format!("reg.test/{REPOSITORY}");
+    assert!(get(own, &manifest(&name, "v1")).body == image.manifest());
+    let line = larder.wait_until_it_logs("an endpoint is this Larder itself");
+    assert!(line.contains("ERROR parents: ") && line.contains(&own.to_string()), "{line}");
+}
+
+#[test]
 fn ring_of_two_asks_the_registry() {
     let (registry, image) = FakeRegistry::with_image(REPOSITORY);
     let (_directories, larders) = ring(&registry);

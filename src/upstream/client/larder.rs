@@ -125,6 +125,12 @@ impl LarderEndpoint {
             introduction: introduction.clone(),
         };
         let before = std::mem::replace(&mut *self.acquaintance.known(), known);
+        if self.kind == EndpointKind::Larder && self.is_this_process() {
+            log::error!(
+                registry:% = self.namespace, endpoint:% = session.url();
+                "parents: an endpoint is this Larder itself and is never used; remove it"
+            );
+        }
         let (Some(theirs), Some(own)) = (introduction, introduction::own()) else { return };
         let differences = own.differences(&theirs).join(", ");
         if !self.is_this_process() && !differences.is_empty() && before.introduction != Some(theirs)
