@@ -73,6 +73,23 @@ fn second_process_follows_the_first_one_from_the_first_byte() {
 }
 
 #[test]
+fn process_that_is_slower_by_a_moment_sends_no_second_request() {
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest).times(2), Fault::Gate(gate.clone()));
+    let first = Larder::start(&registry);
+    let second = first.second();
+    let path = blob(REPOSITORY, &digest);
+    let mut clients = [&first, &second].map(|larder| larder.begin(&path));
+    gate.wait_until_reached(2);
+    gate.open();
+    for client in &mut clients {
+        assert!(client.read_response().body == content);
+    }
+    assert_eq!((registry.count("GET", &path), registry.count("HEAD", &path)), (2, 0));
+}
+
+#[test]
 fn processes_send_one_request_for_a_manifest() {
     let registry = FakeRegistry::start();
     let image = Image::sample("v1");

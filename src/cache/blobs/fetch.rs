@@ -148,6 +148,13 @@ impl BlobCache {
                 *suspended = download.sink.ingest;
                 return Err(error);
             }
+            // Another process was faster. The response proves as much as one to HEAD.
+            if matches!(&error, CacheError::Store(store) if matches!(**store, StoreError::Locked { .. }))
+                && download.is_from_registry()
+                && self.may_confirm(&name.upstream, &digest)?
+            {
+                self.keep_link(name, &digest);
+            }
             // A partial that does not match the registry's bytes, or that fills the disk, is discarded. One to which
             // nothing was written before the refusal is kept.
             let has_written = download.sink.has_written;

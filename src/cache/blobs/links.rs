@@ -264,7 +264,11 @@ impl BlobCache {
 
     /// Whether a registry's word is good for a private blob. One that anyone may run would say so of everything, unless it
     /// has sent the blob itself.
-    fn may_confirm(&self, upstream: &Upstream, digest: &Digest) -> Result<bool, CacheError> {
+    pub(super) fn may_confirm(
+        &self,
+        upstream: &Upstream,
+        digest: &Digest,
+    ) -> Result<bool, CacheError> {
         if upstream.is_well_known()
             || self.core.settings().access.is_named(upstream)
             || matches!(self.core.sources.standing(upstream), Ok(Standing::Listed))
