@@ -1224,7 +1224,7 @@ REJECTED = (
         "{replicaCount: 2, peers: {enabled: true}, antiAffinity: required, nodeSelector: {kubernetes.io/hostname: node-1}}",
         "antiAffinity: required conflicts with a nodeSelector for kubernetes.io/hostname",
     ),
-    ("{peers: {enabled: true}, serverTls: {enabled: true, secretName: tls}}", "a certificate cannot name the addresses of the pods"),
+    ("{peers: {enabled: true}, serverTls: {enabled: true, secretName: tls}}", "with a certificate that also names"),
     ("{peers: {enabled: true}, mode: daemonset, daemonset: {hostNetwork: true}}", "needs the DNS of the cluster"),
     ("{peers: {enabled: true}, serverConfig: {configuration: {serverAuthConfig: {htpasswd: /u}}}}", "knows no user"),
     ("{replicaCount: 3, persistence: {hostPath: {enabled: true}}}", "or persistence.hostPath.shared if the directory is the same on all nodes"),

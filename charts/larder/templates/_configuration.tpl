@@ -135,19 +135,19 @@ ended.
   {{- $_ := set $added "serverTlsConfig" $of -}}
 {{- end -}}
 {{- if .Values.peers.enabled -}}
+  {{- $name := printf "%s.%s.svc" (include "larder.peers" .) .Release.Namespace -}}
   {{- if get $given "peers" -}}
   {{- fail "peers.enabled and serverConfig.configuration.peers conflict: remove one of them" -}}
   {{- end -}}
   {{- if or $tls.enabled (get $given "serverTlsConfig") -}}
-  {{- fail "peers.enabled needs the serving port without TLS: a certificate cannot name the addresses of the pods. Set serverConfig.configuration.peers instead" -}}
+  {{- fail (printf "peers.enabled needs the serving port without TLS. With it, set serverConfig.configuration.peers instead: {dns: %s, scheme: https, tls: {ca: …}}, with a certificate that also names %s" $name $name) -}}
   {{- end -}}
   {{- if get $given "serverAuthConfig" -}}
-  {{- fail "peers.enabled knows no user of serverConfig.configuration.serverAuthConfig: set serverConfig.configuration.peers instead, with auth" -}}
+  {{- fail (printf "peers.enabled knows no user of serverConfig.configuration.serverAuthConfig: set serverConfig.configuration.peers instead: {dns: %s, auth: {user: …, passwordFile: …}}" $name) -}}
   {{- end -}}
   {{- if include "larder.usesHostNetwork" . -}}
   {{- fail "peers.enabled needs the DNS of the cluster, which pods in the network of a node (daemonset.hostNetwork) do not use" -}}
   {{- end -}}
-  {{- $name := printf "%s.%s.svc" (include "larder.peers" .) .Release.Namespace -}}
   {{- $_ := set $added "peers" (dict "dns" $name "port" (int64 (include "larder.ports" . | fromYaml).http)) -}}
 {{- end -}}
 {{- with .Values.parents -}}
