@@ -9,6 +9,8 @@ use larder::cli::Arguments;
 
 /// The exit code for an invalid command line.
 const USAGE: u8 = 2;
+/// The options whose value is written: there, `-` is standard output.
+const OUTPUT: [&str; 2] = ["--output", "-o"];
 /// How similar a word must be to the mistyped one to be suggested, from 0 to 1. Most single typing errors in
 /// short words are above it.
 const SUGGESTION_SIMILARITY_MIN: f64 = 0.8;
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
 
 /// The command line in the form that `argh` understands: `--option=value` as two words, `-h` and `--version`
 /// as `--help` and `version`, and a lone `-` as the path of standard input, because `argh` takes every word
-/// that begins with a dash for an option. `-` after `--output` and the options after `--` are unchanged.
+/// that begins with a dash for an option. `-` as the output of a command and the options after `--` are unchanged.
 fn normalized(typed: &[String]) -> Vec<&str> {
     let mut words: Vec<&str> = Vec::new();
     let mut typed = typed.iter().map(String::as_str);
@@ -54,7 +56,9 @@ fn normalized(typed: &[String]) -> Vec<&str> {
                 words.push(word);
                 break;
             }
-            "-" if words.last() != Some(&"--output") => words.push(STANDARD_INPUT),
+            "-" if words.last().is_none_or(|word| !OUTPUT.contains(word)) => {
+                words.push(STANDARD_INPUT);
+            }
             "-h" => words.push("--help"),
             "-V" | "--version" if words.is_empty() => words.push("version"),
             word => match word.split_once('=').filter(|_| word.starts_with("--")) {
@@ -176,6 +180,8 @@ mod tests {
             ("--config-file=/a=b list", "--config-file /a=b list"),
             ("export --all --output -", "export --all --output -"),
             ("export --all --output=-", "export --all --output -"),
+            ("export --all -o -", "export --all -o -"),
+            ("export - -o out.tar", "export /dev/stdin -o out.tar"),
             ("import -", "import /dev/stdin"),
             ("import --pin -", "import --pin /dev/stdin"),
             ("import -- - --name=x", "import -- /dev/stdin --name=x"),
@@ -184,6 +190,17 @@ mod tests {
         ] {
             let typed: Vec<String> = typed.split_whitespace().map(str::to_owned).collect();
             assert_eq!(normalized(&typed).join(" "), expected, "{typed:?}");
+        }
+    }
+
+    #[test]
+    fn every_option_that_is_written_keeps_its_dash() {
+        for command in Arguments::get_args_info().commands {
+            for flag in command.command.flags.iter().filter(|flag| flag.long == "--output") {
+                let short = flag.short.map(|letter| format!("-{letter}"));
+                assert!(OUTPUT.contains(&flag.long));
+                assert!(short.is_none_or(|short| OUTPUT.contains(&short.as_str())));
+            }
         }
     }
 

@@ -62,7 +62,7 @@ impl Sink {
             Destination::Volumes { prefix, volume_bytes } => {
                 Sink::Volumes(VolumeWriter::new(prefix, *volume_bytes))
             }
-            Destination::File(path) if path.exists() && !path.is_file() => {
+            Destination::File(path) if path.exists() && (!path.is_file() || is_stream(path)) => {
                 Sink::Opened(File::options().write(true).open(path)?)
             }
             Destination::File(path) => Sink::File(Unfinished::create(path)?),
@@ -99,6 +99,13 @@ impl Write for Sink {
     fn flush(&mut self) -> io::Result<()> {
         self.as_write().flush()
     }
+}
+
+/// Whether a path names a stream that is open in a process, like `/dev/stdout`. It may lead to a file, but what must not be
+/// replaced is the link.
+fn is_stream(path: &Path) -> bool {
+    let is_of_system = ["/dev", "/proc"].iter().any(|directory| path.starts_with(directory));
+    is_of_system && path.is_symlink()
 }
 
 /// A layout that is being written.
@@ -218,4 +225,20 @@ fn put_file(path: &Path, content: &mut dyn Read) -> io::Result<()> {
     let mut unfinished = Unfinished::create(path)?;
     io::copy(content, &mut unfinished.file)?;
     unfinished.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_to_streams_are_written_and_other_links_are_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("b.tar");
+        std::os::unix::fs::symlink(directory.path().join("other.tar"), &link).unwrap();
+        assert!(is_stream(Path::new("/dev/stdout")));
+        assert!(is_stream(Path::new("/proc/self/fd/1")));
+        assert!(!is_stream(Path::new("/dev/null")), "it is opened as it is");
+        assert!(!is_stream(&link));
+    }
 }

@@ -9,7 +9,7 @@ use super::selection::{choices, hint_in, invalid, read};
 use super::{CommandError, bucket, existing_store, logging, note, parsed};
 use crate::bundle::{
     self, BundleError, Chosen, Compression, Destination, ExportEvent, ExportSummary, Form, Have,
-    Missing, OpenOutput, Selection,
+    Missing, OpenOutput, STANDARD_INPUT, Selection,
 };
 use crate::cli::Export;
 use crate::config::Settings;
@@ -118,6 +118,10 @@ fn selection(settings: &Settings, typed: &Export) -> Result<Selection, CommandEr
 
 fn form(typed: &Export) -> Result<Form, CommandError> {
     let output = &typed.output;
+    if output == Path::new(STANDARD_INPUT) {
+        let text = "--output: standard input cannot be written; use - for standard output";
+        return Err(CommandError::Usage(text.into()));
+    }
     let is_named_directory = output.as_os_str().as_encoded_bytes().ends_with(b"/");
     let is_directory = match typed.format.as_deref() {
         None => is_named_directory,
