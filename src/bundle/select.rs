@@ -113,6 +113,11 @@ pub enum Missing {
         /// The referrer.
         reference: String,
     },
+    /// A tag has moved to the image and that is held or was rejected. It is omitted unless its digest is named.
+    Unaccepted {
+        /// The image, by its digest.
+        reference: String,
+    },
 }
 
 /// The plan of an export.
@@ -122,7 +127,7 @@ pub struct Plan {
     pub images: Vec<Chosen>,
     /// The selected content that is missing.
     pub missing: Vec<Missing>,
-    /// Referrers that are omitted. This is not an error.
+    /// Referrers, and images that were not accepted for their tag, that are omitted. This is not an error.
     pub left_out: Vec<Missing>,
 }
 
@@ -157,7 +162,10 @@ impl Selecting<'_> {
         let (store, selection) = (self.store, self.selection);
         let Some(choices) = &selection.choices else {
             return store.each_image(&mut |image| {
-                self.add_if_recent(image);
+                match image.is_unaccepted {
+                    true => self.leave_out(image),
+                    false => self.add_if_recent(image),
+                }
                 Ok(())
             });
         };
@@ -184,15 +192,23 @@ impl Selecting<'_> {
     }
 
     fn consider(&mut self, image: &StoredImage, choices: &[Choice], is_matched: &mut [bool]) {
-        let mut is_chosen = false;
+        let (mut is_chosen, mut is_named) = (false, false);
         for (choice, is_matched) in choices.iter().zip(is_matched) {
             if choice.covers(&image.name, &image.reference) {
                 (is_chosen, *is_matched) = (true, true);
+                is_named |=
+                    matches!(choice, Choice::Exact(PartReference { reference: Some(_), .. }));
             }
         }
-        if is_chosen {
-            self.add_if_recent(image);
+        match is_chosen {
+            true if image.is_unaccepted && !is_named => self.leave_out(image),
+            true => self.add_if_recent(image),
+            false => {}
         }
+    }
+
+    fn leave_out(&mut self, image: &StoredImage) {
+        self.plan.left_out.push(Missing::Unaccepted { reference: image.full_reference() });
     }
 
     fn add_if_recent(&mut self, image: &StoredImage) {
@@ -373,6 +389,10 @@ impl fmt::Display for Missing {
             Missing::Referrer { reference } => {
                 write!(f, "{reference}: omitted, because it is incomplete in the cache")
             }
+            Missing::Unaccepted { reference } => write!(
+                f,
+                "{reference}: omitted, because a tag has moved to it and that was not accepted"
+            ),
         }
     }
 }

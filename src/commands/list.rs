@@ -138,6 +138,7 @@ impl Row {
     fn state(&self) -> String {
         let mut state = match (self.graph.is_complete(), self.graph.missing_bytes()) {
             (true, _) => "complete".to_owned(),
+            (false, _) if self.image.is_unaccepted => "not accepted for its tag".to_owned(),
             (false, 0) => "no platform".to_owned(),
             (false, missing) => format!("partial, {} missing", units::size(missing)),
         };

@@ -32,7 +32,9 @@ pub(super) fn verify(settings: &Settings, command: &cli::Verify) -> Result<(), C
     // Before the blobs are hashed, which takes long.
     selected.check_in(&store)?;
     let BlobFindings { damaged, unreadable } = check_blobs(&store, rate, command.quiet)?;
-    let images = selected.images(&store)?;
+    let mut images = selected.images(&store)?;
+    // What is held is not pulled, so it is incomplete, and a repair must not fetch it.
+    images.retain(|image| !image.is_unaccepted);
     let mut broken = Vec::new();
     let cache = command.repair.then(|| load::cache(settings, store.clone()));
     for image in &images {

@@ -97,6 +97,8 @@ pub struct TagRecord {
     pub held: Option<HeldManifest>,
     /// The manifests that an operator has rejected for it, the latest first; at most ten.
     pub rejected: Vec<Digest>,
+    /// The manifests that were held for it until it moved elsewhere, the latest first; at most ten.
+    pub abandoned: Vec<Digest>,
 }
 
 /// How many former manifests of a tag are recorded. A tag that moves daily then shows more than a week.
@@ -190,6 +192,8 @@ pub struct TagWire {
     held: Option<HeldWire>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     rejected: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    abandoned: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -224,8 +228,25 @@ impl TagRecord {
         fetched: SystemTime,
         checked: SystemTime,
     ) -> TagRecord {
-        let (gone, previous, held, rejected) = (None, Vec::new(), None, Vec::new());
-        TagRecord { digest, media_type, size, fetched, checked, gone, previous, held, rejected }
+        TagRecord {
+            digest,
+            media_type,
+            size,
+            fetched,
+            checked,
+            gone: None,
+            previous: Vec::new(),
+            held: None,
+            rejected: Vec::new(),
+            abandoned: Vec::new(),
+        }
+    }
+
+    /// The manifests to which the tag has moved upstream and that were not accepted here.
+    pub fn unaccepted(&self) -> impl Iterator<Item = Digest> {
+        let held = self.held.iter().filter(|held| held.decision != Decision::Accepted);
+        let held = held.map(|held| held.digest);
+        held.chain(self.rejected.iter().copied()).chain(self.abandoned.iter().copied())
     }
 
     /// Whether it differs from an earlier record only in the time of its confirmation, on the same day (UTC).
@@ -256,7 +277,22 @@ impl TagRecord {
             }
         }
         is.note_rejections(&before.rejected);
+        is.note_abandoned(before);
         is
+    }
+
+    /// Adds what was held before and is not any more, and removes what is held or was accepted.
+    fn note_abandoned(&mut self, before: &TagRecord) {
+        let (is, held) = (self.digest, self.held.as_ref().map(|held| held.digest));
+        let was_held = before.held.iter().map(|held| held.digest);
+        self.abandoned = was_held.chain(before.abandoned.iter().copied()).collect();
+        let mut seen = Vec::new();
+        self.abandoned.retain(|digest| {
+            let is_kept = *digest != is && Some(*digest) != held && !seen.contains(digest);
+            seen.push(*digest);
+            is_kept
+        });
+        self.abandoned.truncate(PREVIOUS_MAX);
     }
 
     /// Adds what an operator has rejected, now and before, and removes what was accepted.
@@ -290,6 +326,7 @@ impl Record for TagRecord {
             previous: self.previous.iter().map(PreviousManifest::wire).collect(),
             held: self.held.as_ref().map(HeldManifest::wire),
             rejected: self.rejected.iter().map(Digest::to_string).collect(),
+            abandoned: self.abandoned.iter().map(Digest::to_string).collect(),
         }
     }
 
@@ -309,14 +346,15 @@ impl Record for TagRecord {
                 .take(PREVIOUS_MAX)
                 .collect(),
             held: wire.held.as_ref().and_then(HeldManifest::accept),
-            rejected: wire
-                .rejected
-                .iter()
-                .filter_map(|text| text.parse().ok())
-                .take(PREVIOUS_MAX)
-                .collect(),
+            rejected: digests(&wire.rejected),
+            abandoned: digests(&wire.abandoned),
         })
     }
+}
+
+/// The valid ones among at most [`PREVIOUS_MAX`] digests.
+fn digests(texts: &[String]) -> Vec<Digest> {
+    texts.iter().filter_map(|text| text.parse().ok()).take(PREVIOUS_MAX).collect()
 }
 
 impl PreviousManifest {
@@ -428,6 +466,25 @@ mod tests {
             let json = serde_json::to_vec(&record.wire()).unwrap();
             assert_eq!(TagRecord::from_json(&json), Some(record));
         }
+    }
+
+    #[test]
+    fn manifests_that_were_not_accepted_are_known_until_they_are() {
+        let hex = |record: &TagRecord| -> String {
+            record.unaccepted().map(|digest| digest.hex()[..1].to_owned()).collect()
+        };
+        let with = |letter, decision| TagRecord { held: Some(held(letter, decision)), ..record(1) };
+        let waiting = with("b", Decision::Waiting);
+        assert_eq!(hex(&waiting), "b");
+        let moved_again = with("c", Decision::Waiting).after(&waiting);
+        assert_eq!(hex(&moved_again), "cb");
+        let moved_back = record(1).after(&moved_again);
+        assert_eq!(hex(&moved_back), "cb");
+        let json = serde_json::to_vec(&moved_back.wire()).unwrap();
+        assert_eq!(TagRecord::from_json(&json), Some(moved_back.clone()));
+        assert_eq!(hex(&with("b", Decision::Accepted).after(&moved_back)), "c");
+        let accepted = TagRecord { digest: digest_of("c"), ..record(1) };
+        assert_eq!(hex(&accepted.after(&moved_back)), "b");
     }
 
     #[test]

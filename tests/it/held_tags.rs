@@ -8,7 +8,7 @@ use larder::cache::{FreshnessPolicy, OnUpstreamDelete, TagRule, TagRules, Ttl};
 use larder::oci::{Decision, ImageName};
 
 use crate::support::client::get;
-use crate::support::larder::{manifest, seconds, until};
+use crate::support::larder::{blob, manifest, seconds, until};
 use crate::support::site::{NamedImage, Site};
 use crate::support::{FakeRegistry, Fault, Image, Larder, On, Response};
 
@@ -225,6 +225,31 @@ fn rejected_manifest_stays_rejected_when_the_tag_moves_elsewhere_and_back() {
     for _ in 0..3 {
         larder.advance(seconds(3600));
         assert_held(&larder, &old);
+    }
+}
+
+#[test]
+fn manifest_that_is_held_is_no_incomplete_image() {
+    let (registry, site, images) = Site::with_samples(&["app:1"]);
+    site.configure("tagTtl: always\ntags: [{pattern: '1', hold: 72h}]");
+    let server = site.serve();
+    let old = images[0].image.digest();
+    let bundle = site.path("out.tar").display().to_string();
+    for label in ["moved", "moved again"] {
+        let new = NamedImage::new("app", "1", &Image::sample(label));
+        new.publish(&registry);
+        assert_eq!(get(server.address(), &new.target()).digest(), old);
+        let verified = site.run_ok(&["verify", "--repair"]);
+        assert!(verified.contains("1 image, 0 incomplete"), "{verified}");
+        assert_eq!(registry.count("GET", &blob("library/app", &new.image.layers()[0].digest)), 0);
+        let (code, _, stderr) = site.run(&["export", "--all", "-o", &bundle]);
+        assert!(code == Some(0) && stderr.contains("that was not accepted"), "{stderr}");
+        let listed = site.run_ok(&["list"]);
+        assert!(listed.contains("not accepted for its tag"), "{listed}");
+        assert!(!listed.contains("partial"), "{listed}");
+        let named = format!("app@{}", new.image.digest());
+        let (code, _, stderr) = site.run(&["export", &named, "-o", &bundle]);
+        assert!(code == Some(1) && stderr.contains("incomplete"), "{stderr}");
     }
 }
 

@@ -8,7 +8,8 @@ use std::io;
 use std::time::SystemTime;
 
 use crate::oci::{
-    Descriptor, Digest, HeldManifest, ImageName, Manifest, ManifestKind, MediaType, Reference,
+    Descriptor, Digest, HeldManifest, ImageName, Manifest, ManifestKind, MediaType, Reference, Tag,
+    TagRecord,
 };
 use crate::store::Store;
 use crate::store::files::record::Access;
@@ -40,6 +41,9 @@ pub struct StoredImage {
     pub pulled: Option<SystemTime>,
     /// What upstream has instead, if the tag has moved there and that is not accepted here.
     pub held: Option<HeldManifest>,
+    /// Whether it has no tag here because a tag that has moved to it was not accepted: it was fetched only to know what the
+    /// tag refers to upstream. Not set for an image that was looked up by its digest.
+    pub is_unaccepted: bool,
 }
 
 impl StoredImage {
@@ -203,9 +207,12 @@ impl Store {
     ) -> io::Result<Vec<StoredImage>> {
         let mut images: Vec<StoredImage> = Vec::new();
         let mut below: HashSet<Digest> = HashSet::new();
+        let mut unaccepted: HashSet<Digest> = HashSet::new();
         for tag in self.tags(name) {
             check_stopped(keep_going)?;
-            let Some(image) = self.image(name, &Reference::Tag(tag)) else { continue };
+            let Some(record) = self.tag(name, &tag, Access::Look) else { continue };
+            unaccepted.extend(record.unaccepted());
+            let image = self.tagged(name, tag, record);
             self.collect_manifests(name, &image.digest, 0, &mut below);
             images.push(image);
         }
@@ -229,35 +236,24 @@ impl Store {
         untagged.retain(|digest| !children.contains(digest));
         untagged.sort_by_key(Digest::to_string);
         let untagged = untagged.into_iter();
-        images.extend(untagged.filter_map(|digest| self.image(name, &Reference::Digest(digest))));
+        let untagged = untagged.filter_map(|digest| self.image(name, &Reference::Digest(digest)));
+        images.extend(untagged.map(|image| StoredImage {
+            is_unaccepted: unaccepted.contains(&image.digest),
+            ..image
+        }));
         Ok(images)
     }
 
     /// The image of a tag or a digest.
     pub fn image(&self, name: &ImageName, reference: &Reference) -> Option<StoredImage> {
-        let layout = &self.inner.layout;
-        let image = match reference {
+        match reference {
             Reference::Tag(tag) => {
                 let record = self.tag(name, tag, Access::Look)?;
-                StoredImage {
-                    name: name.clone(),
-                    reference: reference.clone(),
-                    digest: record.digest,
-                    media_type: record.media_type,
-                    size: record.size,
-                    fetched: record.fetched,
-                    checked: Some(record.checked),
-                    gone: record.gone,
-                    held: record.held,
-                    // Clients often resolve the tag and pull by digest, and some only pull by digest.
-                    pulled: self
-                        .modified(&layout.tag(name, tag))
-                        .max(self.modified(&layout.manifest(name, &record.digest))),
-                }
+                Some(self.tagged(name, tag.clone(), record))
             }
             Reference::Digest(digest) => {
                 let record = self.manifest(name, digest, Access::Look)?;
-                StoredImage {
+                Some(StoredImage {
                     name: name.clone(),
                     reference: reference.clone(),
                     digest: *digest,
@@ -267,11 +263,32 @@ impl Store {
                     checked: None,
                     gone: None,
                     held: None,
-                    pulled: self.modified(&layout.manifest(name, digest)),
-                }
+                    is_unaccepted: false,
+                    pulled: self.modified(&self.inner.layout.manifest(name, digest)),
+                })
             }
-        };
-        Some(image)
+        }
+    }
+
+    fn tagged(&self, name: &ImageName, tag: Tag, record: TagRecord) -> StoredImage {
+        let layout = &self.inner.layout;
+        // Clients often resolve the tag and pull by digest, and some only pull by digest.
+        let pulled = self
+            .modified(&layout.tag(name, &tag))
+            .max(self.modified(&layout.manifest(name, &record.digest)));
+        StoredImage {
+            name: name.clone(),
+            reference: Reference::Tag(tag),
+            digest: record.digest,
+            media_type: record.media_type,
+            size: record.size,
+            fetched: record.fetched,
+            checked: Some(record.checked),
+            gone: record.gone,
+            held: record.held,
+            is_unaccepted: false,
+            pulled,
+        }
     }
 
     /// Reads a manifest of this repository.

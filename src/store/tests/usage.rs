@@ -41,6 +41,26 @@ fn cache() -> (tempfile::TempDir, Store) {
 }
 
 #[test]
+fn what_was_not_accepted_for_a_tag_is_no_incomplete_image() {
+    let (_directory, store) = cache();
+    let (held, _) = image(&store, "docker.io/a", &[b"not pulled"]);
+    assert_eq!(walk(&store).images, 3);
+    let before = store.tag(&name("docker.io/a"), &tag("v1"), Access::Look).unwrap();
+    let waiting = HeldManifest { digest: held, since: at(1), decision: Decision::Waiting };
+    let record = TagRecord { held: Some(waiting), ..before };
+    store.put_tag(&name("docker.io/a"), &tag("v1"), &record).unwrap();
+    let summary = walk(&store);
+    assert_eq!((summary.images, summary.complete_images), (2, 1));
+    assert!(!names(&store).iter().any(|image| image.contains(&held.to_string())));
+    // A client may pull it by its digest.
+    put(&store, b"not pulled");
+    store
+        .put_tag(&name("docker.io/a"), &tag("v1"), &TagRecord { gone: Some(at(2)), ..record })
+        .unwrap();
+    assert_eq!(walk(&store).images, 3);
+}
+
+#[test]
 fn a_walk_reports_present_and_missing_content() {
     let (_directory, store) = cache();
     assert!(store.usage().is_none() && images(&store).is_empty());

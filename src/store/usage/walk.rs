@@ -38,7 +38,7 @@ pub struct UsageSummary {
     pub as_of: u64,
     /// How long it took, in milliseconds.
     pub took_milliseconds: u64,
-    /// Number of images.
+    /// Number of images, without incomplete ones to which a tag has moved and that were not accepted.
     pub images: u64,
     /// Images that can be pulled completely without an upstream.
     pub complete_images: u64,
@@ -321,6 +321,10 @@ impl Store {
                 if seen.insert(each.digest) {
                     bytes += each.size;
                 }
+            }
+            // Nobody pulls what was not accepted, so it is never complete, and that is no fault.
+            if image.is_unaccepted && !graph.is_complete() {
+                continue;
             }
             let created = self.read_configs(&mut graph);
             images.push(ImageUsage::of(&image, &graph, created));
