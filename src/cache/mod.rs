@@ -82,7 +82,7 @@ pub use redirects::REDIRECTED_BYTES_MIN;
 pub use requested::{PullState, RequestedPull};
 pub use rules::RepositoryRules;
 pub use scheduler::SchedulerLoad;
-pub use status::{Counts, FlightStatus, Load};
+pub use status::{Counts, FlightStatus, Load, check_with_rules};
 pub use unattended::{BackgroundLookup, QueuedBlob};
 pub use uploads::{BucketStatus, UploadSettings, UploadThread, examine_bucket};
 

@@ -18,6 +18,11 @@ pub struct RepositoryRules {
 }
 
 impl RepositoryRules {
+    /// Whether everything is served.
+    pub fn is_empty(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
+
     /// Whether the repository is that of this server's own image.
     pub(super) fn is_own(&self, name: &ImageName) -> bool {
         self.own.as_ref().is_some_and(|own| own.name == *name)
@@ -28,7 +33,7 @@ impl RepositoryRules {
     /// # Errors
     /// [`CacheError::Refused`], with the rule.
     pub fn check(&self, name: &ImageName) -> Result<(), CacheError> {
-        if self.allow.is_empty() && self.deny.is_empty() {
+        if self.is_empty() {
             return Ok(());
         }
         if self.is_own(name) {

@@ -2,10 +2,10 @@
 
 use super::requested::RequestedPull;
 use super::scheduler::SchedulerLoad;
-use super::{Cache, CacheError, Services};
+use super::{Cache, CacheError, RepositoryRules, Services};
 use crate::metrics::Removal;
 use crate::oci::{Digest, ImageName, Reference, Repository, Upstream};
-use crate::upstream::EndpointCheck;
+use crate::upstream::{CheckStep, EndpointCheck, EndpointKind, UpstreamError};
 
 /// A download under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +60,8 @@ impl Cache {
         self.services.prefetcher.requested.newest_first()
     }
 
-    /// Tries everything that a pull needs from a registry, with an image if one is given. Blocks, for a minute at most if
-    /// nothing responds. Does not use what is cached.
+    /// Tries everything that a pull needs from a registry, with an image if one is given: first the rules of this server.
+    /// Blocks, for a minute at most if nothing responds. Does not use what is cached.
     ///
     /// # Errors
     /// [`CacheError::NotCached`] if the server is offline; others if the registry may not be contacted.
@@ -73,7 +73,38 @@ impl Cache {
         if self.is_offline() {
             return Err(CacheError::NotCached);
         }
-        Ok(self.core().sources.check(upstream, image)?)
+        let check = || self.core().sources.check(upstream, image);
+        Ok(check_with_rules(&self.core().settings().rules, upstream, image, check)?)
+    }
+}
+
+/// The check of a registry, with a step for the rules of this server if there are any. An image that they exclude is not
+/// requested.
+///
+/// # Errors
+/// Those of `check`.
+pub fn check_with_rules(
+    rules: &RepositoryRules,
+    upstream: &Upstream,
+    image: Option<(&Repository, &Reference)>,
+    check: impl FnOnce() -> Result<Vec<EndpointCheck>, UpstreamError>,
+) -> Result<Vec<EndpointCheck>, UpstreamError> {
+    let Some((repository, _)) = image.filter(|_| !rules.is_empty()) else { return check() };
+    match rules.check(&ImageName::new(upstream.clone(), repository.clone())) {
+        Ok(()) => {
+            let mut checks = check()?;
+            for each in &mut checks {
+                each.steps.insert(0, CheckStep::passed("rules", "allowed by allow and deny"));
+            }
+            Ok(checks)
+        }
+        Err(error) => {
+            let remedy =
+                "correct allow or deny in the configuration, if clients may have this image";
+            let (kind, url) = (EndpointKind::Registry.as_str(), upstream.to_string());
+            let steps = vec![CheckStep::failed("rules", error.to_string(), remedy)];
+            Ok(vec![EndpointCheck { url, kind, steps }])
+        }
     }
 }
 

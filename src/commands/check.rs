@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{CommandError, existing_store, logging, printed};
+use super::{CommandError, existing_store, logging, note, printed};
 use crate::api::{CheckTarget, check_document};
-use crate::cache::examine_bucket;
+use crate::cache::{check_with_rules, examine_bucket};
 use crate::certificates::IdentityFiles;
 use crate::cli;
 use crate::client_config::Server;
@@ -22,6 +22,8 @@ use crate::upstream::{
     UpstreamError,
 };
 
+/// Why registries are not checked.
+const OFFLINE: &str = "registries may not be contacted (airGapped, or larder offline on)";
 /// The kind of what needs no explanation.
 const REGISTRY: &str = EndpointKind::Registry.as_str();
 /// The indentation of a remedy.
@@ -47,14 +49,21 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
         }
         return report.finish();
     }
+    let is_offline = is_offline(settings);
+    if is_offline && !targets.is_empty() {
+        return Err(CommandError::Running(OFFLINE.into()));
+    }
     let registries = settings.registries();
     for target in &targets {
-        report.add(&target.text, check_target(&registries, target));
+        report.add(&target.text, check_target(&registries, target, settings));
     }
-    if targets.is_empty() {
+    if targets.is_empty() && is_offline {
+        note(&format!("registries and parents are not checked: {OFFLINE}"));
+    }
+    if targets.is_empty() && !is_offline {
         for upstream in registries.listed() {
             let target = CheckTarget::registry(upstream);
-            report.add(&target.text, check_target(&registries, &target));
+            report.add(&target.text, check_target(&registries, &target, settings));
         }
         // An image in the cache shows how fast the parents are.
         let example = if settings.upstream.parents.is_empty() { None } else { example(settings) };
@@ -70,12 +79,17 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
             }
             report.add("parent", vec![parent]);
         }
+    }
+    if targets.is_empty() {
         if let Some((bucket, (_, tier))) = registries.shared_bucket().zip(settings.bucket.as_ref())
         {
             report.add("objectStore", vec![check_bucket(&bucket, tier.uploads.is_read_only)]);
         }
         for entry in settings.oidc.iter().flat_map(|oidc| &oidc.issuers) {
             report.add("serverAuthConfig.oidc", vec![check_issuer(entry, settings)]);
+        }
+        if report.all.is_empty() && is_offline {
+            return Err(CommandError::Running(OFFLINE.into()));
         }
         if report.all.is_empty() {
             let text = "check: the configuration has no registries, parents, objectStore or serverAuthConfig.oidc; \
@@ -84,6 +98,12 @@ pub(super) fn check(settings: &Settings, command: &cli::Check) -> Result<(), Com
         }
     }
     report.finish()
+}
+
+/// Whether servers with these settings contact no registry.
+fn is_offline(settings: &Settings) -> bool {
+    settings.cache.air_gapped
+        || existing_store(&settings.store).is_ok_and(|store| store.is_offline())
 }
 
 /// An image that was pulled by its tag, if the cache has one.
@@ -101,13 +121,18 @@ fn example(settings: &Settings) -> Option<StoredImage> {
     found
 }
 
-fn check_target(registries: &Registries, target: &CheckTarget) -> Vec<EndpointCheck> {
-    let checks = registries.check(&target.upstream, target.image());
+fn check_target(
+    registries: &Registries,
+    target: &CheckTarget,
+    settings: &Settings,
+) -> Vec<EndpointCheck> {
+    let check = || registries.check(&target.upstream, target.image());
+    let checks = check_with_rules(&settings.cache.rules, &target.upstream, target.image(), check);
     checks.unwrap_or_else(|error| refused(target, &error))
 }
 
 fn refused(target: &CheckTarget, error: &UpstreamError) -> Vec<EndpointCheck> {
-    let steps = vec![CheckStep::failed("address", error.to_string(), "")];
+    let steps = vec![CheckStep::of_error("address", error)];
     let url = target.upstream.to_string();
     vec![EndpointCheck { url, kind: REGISTRY, steps }]
 }
@@ -190,7 +215,7 @@ fn check_bucket(bucket: &Bucket, is_read_only: bool) -> EndpointCheck {
     let (_, found) = examine_bucket(&bucket.store, is_read_only);
     let step = match found {
         Ok(capabilities) => CheckStep::passed("bucket", capabilities),
-        Err(error) => CheckStep::failed("bucket", error.to_string(), ""),
+        Err(error) => CheckStep::of_error("bucket", &error),
     };
     let kind = EndpointKind::Bucket.as_str();
     EndpointCheck { url: bucket.store.url(), kind, steps: vec![step] }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Instant, SystemTime};
 
-use super::error::UpstreamError;
+use super::error::{UpstreamError, UpstreamErrorKind};
 use super::network::{Guard, Handshake, LazyAgent, Location};
 use crate::units::{ago, duration};
 
@@ -35,7 +35,7 @@ impl EndpointCheck {
 /// One thing that was tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckStep {
-    /// What was tried: `name`, `address`, `proxy`, `connection`, `tls`, `api`; with an image also `image` (the login and the
+    /// What was tried: `rules` of this server, `name`, `address`, `proxy`, `connection`, `tls`, `api`; with an image also `image` (the login and the
     /// permission), `limit`, `blob`, `ranges` and `throughput`, or `content`; `bucket` for a bucket; `discovery` and `keys` for
     /// an issuer.
     pub name: &'static str,
@@ -92,6 +92,73 @@ impl CheckStep {
     /// A step that failed. `remedy` is empty if the text says what to do.
     pub fn failed(name: &'static str, text: impl Into<String>, remedy: &str) -> CheckStep {
         CheckStep { state: CheckState::Failed, ..CheckStep::warning(name, text, remedy) }
+    }
+
+    /// A step that failed with an error of a request.
+    pub fn of_error(name: &'static str, error: &UpstreamError) -> CheckStep {
+        CheckStep::failed(name, error.to_string(), remedy(error.kind()))
+    }
+}
+
+/// What to do about an error of a request. Its text has the details.
+fn remedy(kind: &UpstreamErrorKind) -> &'static str {
+    match kind {
+        UpstreamErrorKind::NotFound => {
+            "correct the name; a private image needs auth in the entry of its registry"
+        }
+        UpstreamErrorKind::Hidden => {
+            "the image does not exist, or it is private: set auth in the entry of its registry"
+        }
+        UpstreamErrorKind::Denied { .. } => {
+            "set auth in the entry of the registry, or correct it; the account may lack permission"
+        }
+        UpstreamErrorKind::Credentials { .. }
+        | UpstreamErrorKind::CredentialsUnavailable { .. } => {
+            "correct the credentials in the configuration, or the file or helper that they name"
+        }
+        UpstreamErrorKind::RateLimited { .. } => {
+            "wait, or set auth for this registry: accounts have higher limits"
+        }
+        UpstreamErrorKind::TimedOut { .. } => {
+            "check the link and firewalls; raise pullTimeout for a slow registry"
+        }
+        UpstreamErrorKind::OutOfService | UpstreamErrorKind::CircuitOpen { .. } => {
+            "wait until the registry is back"
+        }
+        UpstreamErrorKind::Loop => "remove one of the two from the other's configuration",
+        UpstreamErrorKind::Status { .. } | UpstreamErrorKind::BadAnswer { .. } => {
+            "check that the URL is that of a registry, and that no proxy or login page answers instead"
+        }
+        UpstreamErrorKind::Unsupported | UpstreamErrorKind::Redirect { .. } => {
+            "check that the URL is that of a registry"
+        }
+        UpstreamErrorKind::NoRanges => {
+            "if a proxy or a load balancer is in between, let it pass Range on"
+        }
+        UpstreamErrorKind::Unreachable { source }
+            if source.kind() == io::ErrorKind::ConnectionRefused =>
+        {
+            "correct the port, or start the server; a firewall may also refuse"
+        }
+        UpstreamErrorKind::Unreachable { .. } => {
+            "allow this address in firewalls and network policies, or set HTTPS_PROXY"
+        }
+        UpstreamErrorKind::Proxy { .. } => {
+            "correct HTTPS_PROXY in the environment, start the proxy, or list this host in NO_PROXY"
+        }
+        UpstreamErrorKind::Tls { .. } => {
+            "correct the certificate of the server, or tls (scheme, for a server without TLS) in the configuration"
+        }
+        UpstreamErrorKind::NotAllowed { .. } => {
+            "add the registry to registries in the configuration"
+        }
+        UpstreamErrorKind::ObjectStore { .. } => {
+            "correct objectStore in the configuration, or the permissions of its keys"
+        }
+        UpstreamErrorKind::NoSpace | UpstreamErrorKind::Unreadable { .. } => {
+            "check the disk of this machine"
+        }
+        UpstreamErrorKind::Cancelled => "repeat the check",
     }
 }
 
@@ -170,16 +237,9 @@ fn connect(
         }
     }
     let Some((address, error)) = failure else { return false };
-    let remedy = match error.kind() {
-        io::ErrorKind::InvalidData => "",
-        io::ErrorKind::ConnectionRefused => {
-            "correct the port, or start the server; a firewall may also refuse"
-        }
-        _ => "allow this address in firewalls and network policies, or set HTTPS_PROXY",
-    };
-    // The text and the remedy are those of a request.
-    let text = UpstreamError::from_body(&base.origin(), error).to_string();
-    steps.push(CheckStep::failed("connection", format!("{address}: {text}"), remedy));
+    let failed =
+        CheckStep::of_error("connection", &UpstreamError::from_body(&base.origin(), error));
+    steps.push(CheckStep { text: format!("{address}: {}", failed.text), ..failed });
     false
 }
 

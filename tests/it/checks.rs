@@ -84,7 +84,9 @@ fn each_failure_has_a_remedy() {
     assert_eq!(states(&documents[0]).last().unwrap(), "connection failed", "nothing else is tried");
 
     let (_, documents, _) = check("", &["127.0.0.1:5000/team/app:v1"]);
-    assert!(step(&documents[0], "address")["text"].as_str().unwrap().contains("127.0.0.1"));
+    let failed = step(&documents[0], "address");
+    assert!(failed["text"].as_str().unwrap().contains("127.0.0.1"), "{failed}");
+    assert!(failed["remedy"].as_str().unwrap().contains("registries"), "{failed}");
     let (_, documents, _) = check("registries: [{name: nosuch.invalid}]", &[]);
     let failed = step(&documents[0], "name");
     assert!(failed["remedy"].as_str().unwrap().contains("name server"), "{failed}");
@@ -109,6 +111,47 @@ fn certificate_of_a_registry_is_examined() {
     assert_eq!(code, Some(1));
     let text = step(&documents[0], "connection")["text"].as_str().unwrap();
     assert!(text.contains("TLS failed") && text.contains("tls.ca"), "{text}");
+    let remedy = step(&documents[0], "connection")["remedy"].as_str().unwrap();
+    assert!(remedy.contains("certificate"), "{remedy}");
+}
+
+#[test]
+fn rules_of_the_configuration_apply_to_checks() {
+    let (registry, _) = FakeRegistry::with_image(REPOSITORY);
+    let image = format!("r.example/{REPOSITORY}:v1");
+    let rules = format!("{}deny: [r.example/team/app]\n", listed(&registry, ""));
+    let (code, documents, stderr) = check(&rules, &[&image]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert_eq!(states(&documents[0]), ["rules failed"], "nothing is requested");
+    let failed = step(&documents[0], "rules");
+    assert!(failed["text"].as_str().unwrap().contains("the rule r.example/team/app of deny"));
+    assert!(failed["remedy"].as_str().unwrap().contains("deny"), "{failed}");
+    assert_eq!(registry.requests().len(), 0);
+    let rules = format!("{}allow: ['r.example/*']\n", listed(&registry, ""));
+    let (code, documents, stderr) = check(&rules, &[&image]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(states(&documents[0])[0], "rules ok");
+}
+
+#[test]
+fn offline_checks_contact_no_registry() {
+    let registry = FakeRegistry::start();
+    let configuration = format!("{}airGapped: true\n", listed(&registry, ""));
+    for targets in [&[][..], &["r.example"]] {
+        let (code, _, stderr) = check(&configuration, targets);
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("may not be contacted (airGapped, or larder offline on)"));
+    }
+    let cache = tempfile::tempdir().expect("a directory");
+    let path = cache.path().display().to_string();
+    let configuration = format!("{}imagePath: {path}\n", listed(&registry, ""));
+    fs::write(cache.path().join("oci-layout"), "{\"imageLayoutVersion\": \"1.0.0\"}")
+        .expect("a file");
+    let (code, _, stderr) = run(&["--image-path", &path, "offline", "on"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let (code, _, stderr) = check(&configuration, &["r.example"]);
+    assert!(code == Some(1) && stderr.contains("may not be contacted"), "{stderr}");
+    assert_eq!(registry.requests().len(), 0);
 }
 
 #[test]
@@ -128,6 +171,7 @@ fn parents_and_the_bucket_are_checked_as_well() {
     bucket.down();
     let (code, documents, _) = check(&configuration, &[]);
     assert!(code == Some(1) && documents[1]["ok"] == false, "{documents:#?}");
+    assert_ne!(step(&documents[1], "bucket")["remedy"], Value::Null);
     bucket.up();
 }
 

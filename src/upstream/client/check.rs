@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use ureq::http::header;
+use ureq::http::{HeaderMap, header};
 
 use super::registry::Registry;
 use crate::oci::{
@@ -58,7 +58,7 @@ impl Registry {
         extent: Extent,
     ) -> EndpointCheck {
         let mut steps = Vec::new();
-        if self.session.examine(&mut steps) && self.check_api(&mut steps) {
+        if self.session.examine(&mut steps) && self.check_api(extent, &mut steps) {
             match image {
                 Some((repository, reference)) => {
                     self.check_pull(repository, reference, extent, &mut steps);
@@ -72,7 +72,7 @@ impl Registry {
         EndpointCheck { url: self.url(), kind: self.kind().as_str(), steps }
     }
 
-    fn check_api(&self, steps: &mut Vec<CheckStep>) -> bool {
+    fn check_api(&self, extent: Extent, steps: &mut Vec<CheckStep>) -> bool {
         let began = Instant::now();
         match self.session.probe() {
             Ok(headers) => {
@@ -83,12 +83,17 @@ impl Registry {
                         "api",
                         format!("answers in {took}, and demands a login or a token: {challenge}"),
                     ),
+                    None if is_web_page(&headers) => CheckStep::warning(
+                        "api",
+                        format!("answers in {took} with text/html, as a login page does"),
+                        "check that the URL is that of a registry, and that no proxy or login page answers instead",
+                    ),
                     None => CheckStep::passed("api", format!("answers in {took}, without a login")),
                 });
                 true
             }
             Err(error) => {
-                steps.push(failure("api", &error));
+                steps.push(failure("api", &error, extent));
                 false
             }
         }
@@ -116,13 +121,13 @@ impl Registry {
         }));
         let (digest, manifest) = match found {
             Ok(found) => found,
-            Err(error) => return steps.push(failure("image", &error)),
+            Err(error) => return steps.push(failure("image", &error, extent)),
         };
         let text = format!("{} {digest} in {took}", manifest.media_type());
         steps.push(CheckStep::passed("image", text));
         let blobs = match self.blobs(repository, manifest, 0) {
             Ok(blobs) => blobs,
-            Err(error) => return steps.push(failure("image", &error)),
+            Err(error) => return steps.push(failure("image", &error, extent)),
         };
         match (extent, blobs.layers.iter().max_by_key(|layer| layer.size)) {
             (Extent::Sample, Some(layer)) => self.check_blob(repository, layer, steps),
@@ -185,7 +190,7 @@ impl Registry {
                         "something between here and there changes or truncates responses",
                     ));
                 }
-                Err(error) => return steps.push(failure("content", &error)),
+                Err(error) => return steps.push(failure("content", &error, Extent::All)),
             }
         }
         let text = format!(
@@ -244,7 +249,7 @@ impl Registry {
         let began = Instant::now();
         let body = match self.blob(&ask) {
             Ok(body) => body,
-            Err(error) => return steps.push(failure("blob", &error)),
+            Err(error) => return steps.push(failure("blob", &error, Extent::Sample)),
         };
         let first_byte = began.elapsed();
         steps.push(CheckStep::passed(
@@ -272,7 +277,7 @@ impl Registry {
                 Ok(read) => received += read as u64,
                 Err(error) => {
                     let error = UpstreamError::from_body(&self.url(), error);
-                    return steps.push(failure("throughput", &error));
+                    return steps.push(failure("throughput", &error, Extent::Sample));
                 }
             }
         }
@@ -291,31 +296,29 @@ struct Blobs {
     layers: Vec<Descriptor>,
 }
 
-/// The failed step for an error of a request, whose text often says what to do.
-fn failure(name: &'static str, error: &UpstreamError) -> CheckStep {
-    let remedy = match error.kind() {
-        UpstreamErrorKind::NotFound => {
-            "correct the name; a private image needs auth in the entry of its registry"
-        }
-        UpstreamErrorKind::Hidden => {
-            "the image does not exist, or it is private: set auth in the entry of its registry"
-        }
-        UpstreamErrorKind::Denied { .. } => {
-            "set auth in the entry of the registry, or correct it; the account may lack permission"
-        }
-        UpstreamErrorKind::RateLimited { .. } => {
-            "wait, or set auth for this registry: accounts have higher limits"
-        }
-        UpstreamErrorKind::TimedOut { .. } => {
-            "check the link and firewalls; raise pullTimeout for a slow registry"
-        }
-        UpstreamErrorKind::OutOfService => "wait until the registry is back",
-        UpstreamErrorKind::Status { .. } | UpstreamErrorKind::BadAnswer { .. } => {
-            "check that the URL is that of a registry, and that no proxy or login page answers instead"
-        }
-        _ => "",
-    };
-    CheckStep::failed(name, error.to_string(), remedy)
+/// The failed step for an error of a request. A client of a Larder cannot change its configuration.
+fn failure(name: &'static str, error: &UpstreamError, extent: Extent) -> CheckStep {
+    match (extent, error.kind()) {
+        (Extent::All, UpstreamErrorKind::Denied { status: 401 }) => CheckStep::failed(
+            name,
+            format!("{}: the server demands a login (401)", error.request()),
+            "name a user with --user and --password-file",
+        ),
+        (Extent::All, UpstreamErrorKind::Denied { status }) => CheckStep::failed(
+            name,
+            format!("{}: the server refuses this to its clients ({status})", error.request()),
+            "larder check IMAGE with the configuration of the server, and its log, have the reason: allow and deny, \
+             what the user may pull, or the login of the server at the registry",
+        ),
+        _ => CheckStep::of_error(name, error),
+    }
+}
+
+/// Whether a response comes from something else than a registry, as far as its headers tell.
+fn is_web_page(headers: &HeaderMap) -> bool {
+    let content_type = text(headers, header::CONTENT_TYPE).unwrap_or_default();
+    content_type.to_ascii_lowercase().starts_with("text/html")
+        && !headers.contains_key("docker-distribution-api-version")
 }
 
 /// Text of a registry for output: one line of limited length.
@@ -343,5 +346,41 @@ impl DocumentSink for Memory {
     ) -> Option<(Digest, Result<Manifest, ManifestError>)> {
         let digest = Digest::of(algorithm, &self.0);
         Some((digest, Manifest::parse(&self.0, content_type)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ureq::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    #[test]
+    fn login_pages_are_recognised() {
+        let version = (HeaderName::from_static("docker-distribution-api-version"), "registry/2.0");
+        let html = (header::CONTENT_TYPE, "text/html; charset=utf-8");
+        for (headers, expected) in [
+            (vec![html.clone()], true),
+            (vec![html, version], false),
+            (vec![(header::CONTENT_TYPE, "application/json")], false),
+            (vec![], false),
+        ] {
+            let headers: HeaderMap = headers
+                .into_iter()
+                .map(|(name, value)| (name, HeaderValue::from_static(value)))
+                .collect();
+            assert_eq!(is_web_page(&headers), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn remedy_for_a_client_of_a_larder_is_something_that_it_can_do() {
+        let denied = |status| UpstreamError::new("GET x", UpstreamErrorKind::Denied { status });
+        let remedy = |status, extent| failure("image", &denied(status), extent).remedy.unwrap();
+        assert!(remedy(403, Extent::Sample).contains("auth in the entry"));
+        assert!(remedy(401, Extent::All).contains("--user"));
+        let refused = failure("image", &denied(403), Extent::All);
+        assert!(!refused.text.contains("registries[].auth"), "{refused:?}");
+        assert!(refused.remedy.unwrap().contains("allow and deny"));
     }
 }
