@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{CommandError, load, note, reload, say};
+use super::{CommandError, load, logging, note, references, say};
 use crate::config::Settings;
 use crate::units::plural;
 
@@ -11,10 +11,11 @@ use crate::units::plural;
 /// # Errors
 /// [`CommandError`] for whatever would prevent a server from starting, except ports and the cache directory.
 pub(super) fn check(settings: &Settings, file: Option<&Path>) -> Result<(), CommandError> {
-    reload::check(settings)?;
+    references::check(settings)?;
+    settings.log_file.as_deref().map(logging::check_file).transpose()?;
     let preload = settings.preload_images.as_deref();
     preload.map(|path| load::read_list(path, &settings.naming)).transpose()?;
-    let remarks = reload::remarks(settings);
+    let remarks = references::remarks(settings);
     remarks.iter().for_each(|remark| note(remark));
     let errors = remarks.iter().filter(|remark| remark.is_error()).count();
     let file = file.map_or("the default configuration".into(), |file| file.display().to_string());

@@ -108,6 +108,21 @@ impl Log for Logger {
 
 /// Opens a log file for appending. A new file gets the owner of its directory: if a command run by root
 /// creates it first, a server that runs as another user can still open it.
+/// Checks whether the log file can be opened, without creating it.
+///
+/// # Errors
+/// [`CommandError::LogFile`] if not.
+pub(super) fn check_file(path: &Path) -> Result<(), CommandError> {
+    let opened = match File::options().append(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            fs::metadata(directory.unwrap_or(Path::new("."))).map(drop)
+        }
+        other => other.map(drop),
+    };
+    opened.map_err(|source| CommandError::LogFile { path: path.to_owned(), source })
+}
+
 fn open(path: &Path) -> io::Result<File> {
     match File::options().create_new(true).append(true).open(path) {
         Ok(file) => {

@@ -26,6 +26,7 @@ mod peers;
 mod pin;
 mod progress;
 mod prune;
+mod references;
 mod reload;
 mod selection;
 mod serve;

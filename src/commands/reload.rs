@@ -3,8 +3,6 @@
 //!
 //! Either all new settings take effect or none. Settings that need a restart are logged.
 
-use std::fmt;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,21 +12,16 @@ use std::time::{Duration, SystemTime};
 
 use super::config_file::{Check, ConfigFile};
 use super::hosts_toml::listed_registries;
+use super::references::{check, warn_of};
 use super::{CommandError, logging, oidc as issuers, serve, service};
 use crate::api::{Api, ConfigurationInForce, ConfigurationReport, ServerAuth};
 use crate::cache::Cache;
-use crate::certificates::CertificateError;
 use crate::config::{self, Overrides, Settings};
-use crate::http::{ClientAuth, ServerTls, ServerTlsSettings};
-use crate::image_sync::{self, ImageSync, SyncEntry};
+use crate::http::ServerTls;
+use crate::image_sync::{ImageSync, SyncEntry};
 use crate::introduction;
-use crate::oidc::{self, KeysFrom};
-use crate::prune;
-use crate::upstream::{
-    DiscoverySettings, EndpointSettings, IssuerUrl, PeerSettings, Registries, RegistryChanges,
-    TlsSettings,
-};
-use crate::users::{self, Users};
+use crate::upstream::{Registries, RegistryChanges};
+use crate::users::Users;
 
 /// The interval between checks of the file. A check is cheap, and a change takes effect at the second check
 /// after it.
@@ -36,192 +29,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The status in the service manager after a configuration was refused.
 const REFUSED: &str = "serving; the configuration file is invalid and not in effect, see the log";
-
-/// Checks the files that the settings refer to, as a starting server would.
-///
-/// # Errors
-/// [`CommandError`] for unusable files.
-pub(super) fn check(settings: &Settings) -> Result<(), CommandError> {
-    for (place, tls) in outgoing_tls(settings) {
-        tls.check().map_err(|source| CommandError::Tls { place, source })?;
-    }
-    settings
-        .tls
-        .as_ref()
-        .map(ServerTlsSettings::check)
-        .transpose()
-        .map_err(CommandError::ServerTls)?;
-    settings
-        .access
-        .as_ref()
-        .map(users::Settings::check)
-        .transpose()
-        .map_err(CommandError::Users)?;
-    settings.oidc.as_ref().map(oidc::Settings::check).transpose().map_err(CommandError::Oidc)?;
-    Ok(())
-}
-
-/// The endpoints of registries and the parents, each with its place in the configuration.
-fn endpoints(settings: &Settings) -> impl Iterator<Item = (String, &EndpointSettings)> {
-    let parents = settings.upstream.parents.iter();
-    let parents = parents.map(|parent| (format!("parents: {}", parent.endpoint.url()), parent));
-    let registries = settings.upstream.registries.iter().flat_map(|entry| {
-        let place = format!("registries: {}", entry.upstream);
-        entry.endpoints.iter().map(move |endpoint| (place.clone(), endpoint))
-    });
-    registries.chain(parents)
-}
-
-/// The TLS settings of outgoing connections, each with its place in the configuration.
-fn outgoing_tls(settings: &Settings) -> impl Iterator<Item = (String, &TlsSettings)> {
-    let bucket = settings.bucket.iter().map(|(store, _)| ("objectStore".to_owned(), &store.tls));
-    let peers = settings.upstream.peers.iter();
-    let peers = peers.map(|peers| ("peers".to_owned(), &peers.access.tls));
-    let discovered = discovered(settings)
-        .map(|(url, discovery)| (format!("serverAuthConfig.oidc: {url}"), &discovery.tls));
-    let endpoints = endpoints(settings).map(|(place, endpoint)| (place, &endpoint.tls));
-    endpoints.chain(bucket).chain(peers).chain(discovered)
-}
-
-/// The issuers whose keys are fetched.
-fn discovered(settings: &Settings) -> impl Iterator<Item = (&IssuerUrl, &DiscoverySettings)> {
-    let issuers = settings.oidc.iter().flat_map(|oidc| &oidc.issuers);
-    issuers.filter_map(|entry| match &entry.keys {
-        KeysFrom::Discovery(discovery) => Some((&entry.issuer, discovery)),
-        KeysFrom::File(_) => None,
-    })
-}
-
-/// Logs the remarks on settings that take effect.
-pub(super) fn warn_of(settings: &Settings) {
-    for remark in remarks(settings) {
-        log::log!(remark.level, error = remark.text.as_str(); "a setting needs attention");
-    }
-}
-
-/// A problem that the operator should know about, but that is not a reason to refuse the settings.
-pub(super) struct Remark {
-    level: log::Level,
-    text: String,
-}
-
-impl Remark {
-    /// Whether something does not work, although the server can start.
-    pub(super) fn is_error(&self) -> bool {
-        self.level == log::Level::Error
-    }
-}
-
-impl fmt::Display for Remark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = if self.is_error() { "error" } else { "warning" };
-        write!(f, "{word}: {}", self.text)
-    }
-}
-
-/// The problems that are not a reason to refuse the settings.
-pub(super) fn remarks(settings: &Settings) -> Vec<Remark> {
-    let now = SystemTime::now();
-    let warning = |text: &str| Remark { level: log::Level::Warn, text: text.to_owned() };
-    let expired = |place: &str, error: CertificateError| Remark {
-        level: log::Level::Error,
-        text: format!("{place}: {error}"),
-    };
-    let mut remarks = Vec::new();
-    for key in &settings.without_effect {
-        remarks.push(warning(&format!("the configuration key {key} has no effect")));
-    }
-    for (place, tls) in outgoing_tls(settings) {
-        let found = tls.expired(now).into_iter();
-        remarks.extend(found.map(|error| expired(&format!("{place}: tls"), error)));
-    }
-    let found = settings.tls.iter().flat_map(|tls| tls.expired(now));
-    remarks.extend(found.map(|error| expired("serverTlsConfig", error)));
-    if let Some(ServerTlsSettings { clients: ClientAuth::Verify { ca: None }, .. }) = &settings.tls
-    {
-        remarks.push(warning(
-            "serverTlsConfig: ca is not set, so client certificates of every authority that this machine \
-             trusts are accepted",
-        ));
-    }
-    remarks.extend(unreadable(settings));
-    if settings.cache.air_gapped && !settings.sync.is_empty() {
-        remarks
-            .push(warning("sync has no effect with airGapped, because no registry is contacted"));
-    }
-    let has_client_access = settings.cache.access.has_clients();
-    let demands = [
-        ("serverAuthConfig", settings.access.is_some() || settings.oidc.is_some()),
-        ("access: client", has_client_access),
-    ];
-    let demands = demands.into_iter().filter(|(_, is_set)| *is_set);
-    if settings.tls.is_none() && !settings.listen.ip().is_loopback() {
-        remarks.extend(demands.map(|(key, _)| {
-            warning(&format!(
-                "{key} without serverTlsConfig: passwords cross the network unencrypted, \
-                 unless a proxy in front of Larder terminates TLS"
-            ))
-        }));
-    }
-    if has_client_access && settings.upstream.peers.as_ref().is_some_and(PeerSettings::is_open) {
-        remarks.push(warning(
-            "peers without peers.auth: members do not share the images of registries with access: client",
-        ));
-    }
-    remarks
-}
-
-/// Remarks on files that are read when they are needed and are not readable yet: they may appear later.
-fn unreadable(settings: &Settings) -> Vec<Remark> {
-    let error = |text: String| Remark { level: log::Level::Error, text };
-    let lists = settings.cache.maintenance.pins.lists.iter();
-    let errors = lists.filter_map(|path| prune::read_pins(path).err());
-    let mut remarks: Vec<Remark> =
-        errors.map(|wrong| error(format!("pinLists: {wrong}"))).collect();
-    for entry in &settings.sync {
-        for path in &entry.lists {
-            let expand = |text: &str| settings.naming.expand(text);
-            if let Err(wrong) = image_sync::read_list(path, &expand) {
-                let (name, path) = (&entry.name, path.display());
-                remarks.push(error(format!("sync: {name}: lists: {path}: {wrong}")));
-            }
-        }
-    }
-    let mut unreadable = |place: &str, key: &str, path: &Path, effect: &str| {
-        if let Err(wrong) = fs::File::open(path) {
-            let path = path.display();
-            remarks.push(error(format!("{place}: {key}: {path}: {wrong}; {effect}")));
-        }
-    };
-    for (place, endpoint) in endpoints(settings) {
-        for (key, path) in endpoint.credentials.files() {
-            let effect = "requests are anonymous until the file is readable";
-            unreadable(&place, key, path, effect);
-        }
-    }
-    for (url, discovery) in discovered(settings) {
-        if let Some(path) = &discovery.token_file {
-            let effect = "the keys of the issuer are not fetched until the file is readable";
-            unreadable(&format!("serverAuthConfig.oidc: {url}"), "tokenFile", path, effect);
-        }
-    }
-    for (key, path) in settings.bucket.iter().flat_map(|(store, _)| store.keys.files()) {
-        unreadable("objectStore", key, path, "the bucket is not used until the file is readable");
-    }
-    if let Some(path) = &settings.management.token_file {
-        let wrong = match fs::read_to_string(path) {
-            Ok(token) if !token.trim().is_empty() => return remarks,
-            Ok(_) => "it is empty".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        let text = format!(
-            "management.tokenFile: {}: {wrong}; the management API is read-only until the file is readable",
-            path.display()
-        );
-        remarks.push(error(text));
-    }
-    remarks
-}
 
 /// The parts of a running server that accept new settings.
 pub(super) struct Running {
@@ -492,6 +299,7 @@ impl Reloader {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::{Path, PathBuf};
 
     use super::*;

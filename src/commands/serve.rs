@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 
 use super::config_file::ConfigFile;
 use super::reload::{self, Reloader, Running};
-use super::{CommandError, load, logging, oidc, service, webhook};
+use super::{CommandError, load, logging, oidc, references, service, webhook};
 use crate::api::{
     Api, ConfigurationInForce, Management, ManagementListener, ReadToken, RecentLines, Scope,
     ServerAuth, Setting,
@@ -58,9 +58,9 @@ pub(super) fn serve(overrides: Overrides) -> Result<(), CommandError> {
     let settings = config::load(overrides.clone())?;
     let lines = Arc::<RecentLines>::default();
     logging::start_with(settings.log_level, &settings, Some(Arc::clone(&lines)))?;
-    reload::check(&settings)?;
+    references::check(&settings)?;
     banner(&settings);
-    reload::warn_of(&settings);
+    references::warn_of(&settings);
     let preload = preload(&settings)?;
     let started = SystemTime::now();
     introduction::set_own(settings.introduction());

@@ -151,6 +151,20 @@ impl Credentials {
     }
 }
 
+impl Credentials {
+    /// The programs that are run for logins.
+    pub fn helpers(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        match self {
+            Credentials::Helper(helper) => Box::new(std::iter::once(helper.program.command())),
+            Credentials::ByRepository { parts, otherwise } => {
+                let all = parts.iter().map(|(_, credentials)| credentials);
+                Box::new(all.chain([&**otherwise]).flat_map(Credentials::helpers))
+            }
+            _ => Box::new(std::iter::empty()),
+        }
+    }
+}
+
 /// The settings of a `docker-credential-*` program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HelperSettings {
