@@ -36,6 +36,10 @@ enum Parent {
     Images,
     /// An entry of such a list.
     Entry,
+    /// It may name an image, or something else: only a reference with a tag or digest counts.
+    Perhaps,
+    /// Several of those, in a list or a map.
+    PerhapsMany,
     Other,
 }
 
@@ -45,6 +49,10 @@ impl Parent {
             "images" => Parent::Images,
             "imageVolume" => Parent::Image,
             key if is_image(key) => Parent::Image,
+            key if is_perhaps_image(key) => Parent::Perhaps,
+            key if ["Images", "_images", "-images"].iter().any(|suffix| key.ends_with(suffix)) => {
+                Parent::PerhapsMany
+            }
             _ => Parent::Other,
         }
     }
@@ -57,6 +65,17 @@ fn is_image(name: &str) -> bool {
         || suffixes.iter().any(|suffix| name.ends_with(suffix))
         || name.starts_with(RELATED_IMAGE)
 }
+
+/// Whether a field of this name may name an image: `imageName`, `runnerImageRef`. Others of these names have the URL of a
+/// picture, or the name of a virtual machine's image.
+fn is_perhaps_image(name: &str) -> bool {
+    let ends = ["Name", "Ref", "Reference", "Url", "URL", "Uri", "URI"];
+    let image = ends.iter().find_map(|end| name.strip_suffix(end));
+    image.is_some_and(|image| image == "image" || image.ends_with("Image"))
+}
+
+/// The fields of a map below `images` that are parts of references.
+const PARTS: [&str; 6] = ["registry", "repository", "name", "tag", "digest", "pullPolicy"];
 
 struct Finder<'a, 'text> {
     document: &'a Document<'text>,
@@ -72,17 +91,25 @@ impl Finder<'_, '_> {
         match &document.node(id).content {
             Content::Scalar(_) | Content::Alias(_) => {
                 let is_reference = matches!(parent, Parent::Image | Parent::Entry);
-                if let Some(text) = document.scalar(id).filter(|_| is_reference) {
-                    self.add(id, text);
+                match document.scalar(id) {
+                    Some(text) if is_reference => self.add(id, text),
+                    Some(text) if parent == Parent::Perhaps && is_complete(text.trim()) => {
+                        self.add(id, text);
+                    }
+                    _ => {}
                 }
             }
             Content::List(entries) => {
                 let parent = match parent {
                     Parent::Images => Parent::Entry,
+                    Parent::PerhapsMany => Parent::Perhaps,
                     _ => Parent::Other,
                 };
                 for (index, entry) in entries.iter().enumerate() {
-                    self.within(Step::Index(index), |finder| finder.visit(*entry, parent));
+                    self.within(Step::Index(index), |finder| {
+                        finder.add_argument(*entry);
+                        finder.visit(*entry, parent);
+                    });
                 }
             }
             Content::Map(_) => self.visit_map(Map { document, id }, parent),
@@ -102,7 +129,11 @@ impl Finder<'_, '_> {
             if is_object && name == "status" {
                 continue;
             }
-            let parent = Parent::of(name);
+            let is_of_many = matches!(parent, Parent::Images | Parent::PerhapsMany);
+            let parent = match Parent::of(name) {
+                Parent::Other if is_of_many && !PARTS.contains(&name) => Parent::Perhaps,
+                of_name => of_name,
+            };
             let untagged = self
                 .document
                 .scalar(*value)
@@ -111,6 +142,18 @@ impl Finder<'_, '_> {
                 (Some(text), Some((_, tag))) => finder.add(*value, &format!("{text}:{tag}")),
                 _ => finder.visit(*value, parent),
             });
+        }
+    }
+
+    /// Adds the value of an argument such as `--reloader-image=quay.io/org/app:1`, an entry of a list.
+    fn add_argument(&mut self, id: NodeId) {
+        let document = self.document;
+        let option = document.scalar(id).and_then(|text| text.trim().strip_prefix("--"));
+        if let Some((name, value)) = option.and_then(|option| option.split_once('='))
+            && (is_image(name) || name.ends_with(".image"))
+            && is_complete(value)
+        {
+            self.add(id, value);
         }
     }
 

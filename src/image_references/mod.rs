@@ -15,6 +15,8 @@ mod tests;
 
 use std::fmt;
 
+use serde::de::IgnoredAny;
+
 use crate::oci::{ImageName, Reference};
 use document::{Documents, Unreadable};
 
@@ -84,20 +86,45 @@ pub struct Findings {
 /// Takes memory and time in proportion to the text: aliases are not expanded.
 pub fn find(text: &str, form: Form) -> Findings {
     let mut findings = Findings::default();
-    for document in Documents::new(text) {
-        match document {
-            Ok(document) => fields::find(&document, form, &mut findings),
-            Err(Unreadable { line, reason }) => {
-                let is_template = has_template(text, line);
-                findings.errors.push(DocumentError { line, reason, is_template });
-                // The other documents of a template are templates as well.
-                if is_template || findings.errors.len() == UNREADABLE_MAX {
-                    break;
+    for (lines_before, text) in json_values(text).unwrap_or_else(|| vec![(0, text)]) {
+        let (found, skipped) = (findings.found.len(), findings.skipped.len());
+        for document in Documents::new(text) {
+            match document {
+                Ok(document) => fields::find(&document, form, &mut findings),
+                Err(Unreadable { line, reason }) => {
+                    let is_template = has_template(text, line);
+                    let line = lines_before + line;
+                    findings.errors.push(DocumentError { line, reason, is_template });
+                    // The other documents of a template are templates as well.
+                    if is_template || findings.errors.len() == UNREADABLE_MAX {
+                        return findings;
+                    }
                 }
             }
         }
+        findings.found[found..].iter_mut().for_each(|each| each.place.line += lines_before);
+        findings.skipped[skipped..].iter_mut().for_each(|each| each.place.line += lines_before);
     }
     findings
+}
+
+/// The values of a stream of JSON values, as `jq -c` prints them, each with the number of lines before it. `None` for other
+/// texts: a single value is YAML as well.
+fn json_values(text: &str) -> Option<Vec<(usize, &str)>> {
+    if !text.trim_start().starts_with('{') {
+        return None;
+    }
+    let mut values = Vec::new();
+    let (mut begin, mut lines_before) = (0, 0);
+    let mut parsed = serde_json::Deserializer::from_str(text).into_iter::<IgnoredAny>();
+    while let Some(value) = parsed.next() {
+        value.ok()?;
+        let value = &text[begin..parsed.byte_offset()];
+        values.push((lines_before, value));
+        begin = parsed.byte_offset();
+        lines_before += value.matches('\n').count();
+    }
+    (values.len() > 1).then_some(values)
 }
 
 /// Whether one of the lines up to this one has an action of a Go template, as in the sources of a Helm chart. The parser

@@ -262,6 +262,65 @@ fn values_files_are_read_on_request() {
 }
 
 #[test]
+fn fields_that_may_name_images_count_if_they_have_references() {
+    let text = "\
+spec:
+  imageName: ghcr.io/cloudnative-pg/postgresql:16.1
+  imageRef: quay.io/a/b:1
+  imageUrl: quay.io/c/d:2
+  runnerImageReference: e/f:3
+containerImages: [g/h:4, icon.png]
+jobImages: {a: ji/a:1, size: 12}
+images: {web: 'nginx:1.27', registry: 'registry.corp:5000', pullPolicy: Always}
+args:
+- --config-reloader-image=quay.io/arg/img:1
+- --image=i/j:5
+- --proxy.image=k/l:6
+- --image-pull-policy=Always
+- --image=untagged
+- --listen=a/b:1
+";
+    finds(
+        Form::Manifests,
+        text,
+        &[
+            ("ghcr.io/cloudnative-pg/postgresql:16.1", "spec.imageName", 2),
+            ("quay.io/a/b:1", "spec.imageRef", 3),
+            ("quay.io/c/d:2", "spec.imageUrl", 4),
+            ("docker.io/e/f:3", "spec.runnerImageReference", 5),
+            ("docker.io/g/h:4", "containerImages[0]", 6),
+            ("docker.io/ji/a:1", "jobImages.a", 7),
+            ("docker.io/library/nginx:1.27", "images.web", 8),
+            ("quay.io/arg/img:1", "args[0]", 10),
+            ("docker.io/i/j:5", "args[1]", 11),
+            ("docker.io/k/l:6", "args[2]", 12),
+        ],
+    );
+    for text in [
+        "imagePullPolicy: IfNotPresent\nimageTag: v1\nimageSize: 12\nimageName: ubuntu-22.04\n",
+        "imageUrl: 'https://example.com/logo.png'\nimageRef: 7d3f2c9a-1b\nimageRef: {kind: Image, name: x}\n",
+        "profileImages: [a.png, 'https://example.com/b.png:1']\nimagesPerPage: 'a:1'\n",
+    ] {
+        finds(Form::Manifests, text, &[]);
+    }
+}
+
+#[test]
+fn stream_of_json_objects_is_read_to_its_end() {
+    let text = "{\"image\": \"a/b:1\"}\n{\"x\":\n {\"image\": \"c/d:2\"}}{\"image\": \"e/f:3\"}\n\n\
+                {\"image\": \"A B\"}\n";
+    let findings = find(text, Form::Manifests);
+    let expected = [
+        ("docker.io/a/b:1".to_owned(), "image", 1),
+        ("docker.io/c/d:2".to_owned(), "x.image", 3),
+        ("docker.io/e/f:3".to_owned(), "image", 3),
+    ];
+    assert_eq!(found(&findings), expected, "{:?}", findings.errors);
+    assert!(skipped(&findings)[0].starts_with("5: image: A B"), "{:?}", findings.skipped);
+    assert_eq!(findings.errors, vec![]);
+}
+
+#[test]
 fn values_that_are_not_references_are_reported() {
     let text = format!(
         "a: {{image: 'nginx:${{TAG:-1.25}}'}}\nb: {{image: '{{{{workflow.image}}}}'}}\nc: {{image: 'A B'}}\n\
