@@ -13,8 +13,9 @@ use crate::cli::Arguments;
 const NAME: &str = "larder";
 
 /// The options with few values.
-const VALUES: [(&str, &str); 5] = [
+const VALUES: [(&str, &str); 6] = [
     ("--log-level", "debug info warn error"),
+    ("--log-format", "text json"),
     ("--sort", "name size pulled created"),
     ("--format", "tar dir"),
     ("--compress", "gzip zstd none"),
@@ -23,10 +24,22 @@ const VALUES: [(&str, &str); 5] = [
 /// The commands whose arguments are words.
 const WORDS: [(&str, &str); 2] = [("offline", "on off"), ("completions", "bash zsh fish")];
 /// The commands whose arguments are cached images.
-const IMAGES: [&str; 6] = ["list", "prune", "pin", "unpin", "export", "verify"];
+const IMAGES: [&str; 10] = [
+    "list",
+    "prune",
+    "pin",
+    "unpin",
+    "export",
+    "verify",
+    "check",
+    "tags list",
+    "tags accept",
+    "tags reject",
+];
 
-/// Prints the names of the cached images, in the directory that the line names.
-const BASH_IMAGES: &str = r#"_larder_images() {
+/// Prints the names of the cached images, in the directory that the line names. Not `_larder_images`, which completes the
+/// command of that name.
+const BASH_IMAGES: &str = r#"_larder_cached_images() {
     local i options=()
     for ((i = 1; i < COMP_CWORD; i++)); do
         case "${COMP_WORDS[i]}" in
@@ -40,7 +53,7 @@ const BASH_IMAGES: &str = r#"_larder_images() {
 COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}
 
 "#;
-const ZSH_IMAGES: &str = r#"_larder_images() {
+const ZSH_IMAGES: &str = r#"_larder_cached_images() {
     local -a options images
     local i
     for ((i = 2; i < CURRENT; i++)); do
@@ -79,13 +92,62 @@ fn bash() -> String {
         let none = format!("{flag})\n                    COMPREPLY=()");
         script = script.replace(&none, &format!("{flag})\n                    {}", words(values)));
     }
-    let of_images = IMAGES.iter().map(|command| (*command, "$(_larder_images)"));
+    let of_images = IMAGES.iter().map(|command| (*command, "$(_larder_cached_images)"));
     for (command, values) in WORDS.into_iter().chain(of_images) {
-        script = in_function(&script, &format!("        larder_{command})\n"), |body| {
+        let heading = format!("        larder_{})\n", command.replace(' ', "_"));
+        script = in_function(&script, &heading, |body| {
             body.replacen("${opts} ${cmds}", &format!("${{opts}} {values}"), 1)
         });
     }
-    format!("{BASH_IMAGES}{script}")
+    format!("{BASH_IMAGES}{}", with_global_options(&by_place(&script)))
+}
+
+/// The generated script takes every word for a command wherever it is: `tags list` for `list`. Here, a word is a command
+/// only after the one that it belongs to.
+fn by_place(script: &str) -> String {
+    let script = script
+        .replacen("cmd=\"\"", "cmd=\"larder\"", 1)
+        .replacen(
+            "for i in ${COMP_WORDS[@]}; do",
+            "for i in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do",
+            1,
+        )
+        .replacen("case \"${i}\" in", "case \"${cmd},${i}\" in", 1)
+        .replacen(
+            "            larder | */larder)\n                cmd=\"larder\"\n                ;;\n",
+            "",
+            1,
+        );
+    let mut lines: Vec<String> = script.lines().map(str::to_owned).collect();
+    for index in 1..lines.len() {
+        let command =
+            lines[index].trim().strip_prefix("cmd=\"").and_then(|rest| rest.strip_suffix('"'));
+        let Some((parent, word)) = command.and_then(|command| command.rsplit_once('_')) else {
+            continue;
+        };
+        lines[index - 1] = format!("            {parent},{word})");
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The options of the program are accepted after a command as well.
+fn with_global_options(script: &str) -> String {
+    let between = |text: &str, from: &str, to: &str| {
+        let (_, rest) = text.split_once(from)?;
+        rest.split_once(to).map(|(found, _)| found.to_owned())
+    };
+    let Some((head, program)) = script.split_once("        larder)\n") else {
+        return script.to_owned();
+    };
+    let cases = between(program, "case \"${prev}\" in\n", "                *)").unwrap_or_default();
+    let options = between(program, "opts=\"--help", "\"").unwrap_or_default();
+    let Some((program, commands)) = program.split_once("        larder_") else {
+        return script.to_owned();
+    };
+    let commands = commands
+        .replace("opts=\"--help", &format!("opts=\"--help{options}"))
+        .replace("case \"${prev}\" in\n", &format!("case \"${{prev}}\" in\n{cases}"));
+    format!("{head}        larder)\n{program}        larder_{commands}")
 }
 
 fn zsh() -> String {
@@ -98,9 +160,10 @@ fn zsh() -> String {
         script = lines.collect();
     }
     let words = WORDS.map(|(command, words)| (command, format!("({words})")));
-    let of_images = IMAGES.map(|command| (command, "_larder_images".to_owned()));
+    let of_images = IMAGES.map(|command| (command, "_larder_cached_images".to_owned()));
     for (command, values) in words.into_iter().chain(of_images) {
-        script = in_function(&script, &format!("\n_larder_{command}() {{\n"), |body| {
+        let heading = format!("\n_larder_{}() {{\n", command.replace(' ', "_"));
+        script = in_function(&script, &heading, |body| {
             let argument = format!("'*:argument:{values}' \\\n        && return 0");
             body.replacen("&& return 0", &argument, 1)
         });
@@ -138,6 +201,8 @@ fn in_function(script: &str, heading: &str, change: impl FnOnce(&str) -> String)
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -151,12 +216,54 @@ mod tests {
                 assert!(found, "{word}: {values} is not in\n{script}");
             }
         }
-        for (script, call) in
-            scripts.iter().zip(["$(_larder_images)", ":_larder_images'", "list --quiet"])
-        {
+        for (script, call) in scripts.iter().zip([
+            "$(_larder_cached_images)",
+            ":_larder_cached_images'",
+            "list --quiet",
+        ]) {
             let calls = script.lines().filter(|line| line.contains(call)).count();
             assert!(calls >= IMAGES.len(), "{calls} of {call} in\n{script}");
         }
+    }
+
+    #[test]
+    fn every_function_of_zsh_is_defined_once() {
+        let script = zsh();
+        let mut names: Vec<&str> = script.lines().filter(|line| line.ends_with("() {")).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all, "{names:#?}");
+    }
+
+    #[test]
+    fn bash_completes_commands_in_their_place_with_the_options_of_the_program() {
+        let source = bash();
+        let complete = |line: &str| {
+            let script = format!(
+                "{source}\nCOMP_WORDS=({line} ''); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _larder; \
+                 echo \"${{COMPREPLY[*]}}\""
+            );
+            let done = Command::new("bash").args(["-c", &script]).output().unwrap();
+            String::from_utf8(done.stdout).unwrap()
+        };
+        for (line, words) in [
+            ("larder", "serve list load"),
+            ("larder tags", "list accept reject"),
+            ("larder tags accept", "--digest"),
+            ("larder tags list", "--held --json"),
+            ("larder config check", "--help --config-file -c --image-path"),
+            ("larder serve", "--config-file"),
+            ("larder serve --log-level", "debug info warn error"),
+            ("larder --log-format", "text json"),
+            ("larder list --log-format", "text json"),
+            ("larder list --sort", "name size pulled created"),
+            ("larder offline", "on off"),
+        ] {
+            let found = complete(line);
+            assert!(found.contains(words), "{line}: {found}");
+        }
+        assert!(!complete("larder config check").contains("--server"));
     }
 
     #[test]
