@@ -277,10 +277,12 @@ struct Blob {
 
 impl Display {
     fn start(quiet: bool) -> Display {
-        match (quiet, std::io::stderr().is_terminal()) {
+        let bars = Bars::start();
+        // Some terminals cannot show bars (TERM=dumb), and lines above hidden bars are hidden as well.
+        match (quiet, std::io::stderr().is_terminal() && !bars.all.is_hidden()) {
             (true, _) => Display::Quiet,
             (false, false) => Display::Lines,
-            (false, true) => Display::Bars(Box::new(Bars::start())),
+            (false, true) => Display::Bars(Box::new(bars)),
         }
     }
 
