@@ -111,6 +111,12 @@ fn mirror(settings: &Settings, typed: &cli::HostsToml) -> Result<Mirror, Command
         }
     }
     let dial_timeout = typed.dial_timeout.as_deref().map(parse_duration).transpose();
+    if dial_timeout == Ok(Some(Duration::ZERO)) {
+        return Err(CommandError::usage(
+            "--dial-timeout",
+            &"0 is too short; use a duration such as 1s",
+        ));
+    }
     Ok(Mirror {
         servers,
         registries,

@@ -44,8 +44,16 @@ fn prune(file: &File) -> Result<Option<PrunePolicy>, ConfigError> {
         let reason = "0 would prune continuously; use a duration such as 1d".into();
         return Err(ConfigError::Value { key: "pruneConfig.frequency", reason });
     }
+    if entry.duration.0.0.is_zero() {
+        let reason = "0 would remove all images; use a duration such as 30d".into();
+        return Err(ConfigError::Value { key: "pruneConfig.duration", reason });
+    }
     let count = match entry.count {
         NO_LIMIT => None,
+        0 => {
+            let reason = "0 would remove nothing; use -1 for no limit, or enabled: false".into();
+            return Err(ConfigError::Value { key: "pruneConfig.count", reason });
+        }
         count => Some(usize::try_from(count).map_err(|_| ConfigError::Value {
             key: "pruneConfig.count",
             reason: format!("{count} is neither a number of images nor -1 (no limit)"),

@@ -362,6 +362,10 @@ fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
         timeouts.headers = headers;
         timeouts.metadata = timeouts.headers;
     }
+    if file.unlisted_ports.iter().flatten().any(|port| port.0 == 0) {
+        let reason = "0 is not a port of a registry (1 to 65535)".into();
+        return Err(ConfigError::Value { key: "unlistedPorts", reason });
+    }
     Ok(upstream::Settings {
         peers: file.peers.as_ref().map(registry::peers).transpose()?,
         parents: registry::parents(&file.parents)?,

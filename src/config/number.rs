@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::keys::Value;
-use super::value::{ParseValueError, Span, Text};
+use super::value::{ParseValueError, Span, Text, shown};
 use crate::oci::quoted;
 use crate::prune::parse_duration;
 
@@ -64,9 +64,8 @@ impl FromStr for Timeout {
             false => parse_duration(text),
         };
         timeout.ok().filter(|timeout| !timeout.is_zero()).map(Timeout).ok_or_else(|| {
-            let allowed =
-                "a timeout is a duration such as 20s or 1m30s, or a number of milliseconds; not 0";
-            ParseValueError::new(allowed)
+            let allowed = "a duration such as 20s or 1m30s, or a number of milliseconds, and not 0";
+            ParseValueError::new(format!("{} is not a timeout: {allowed}", shown(text)))
         })
     }
 }

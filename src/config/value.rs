@@ -17,6 +17,11 @@ use crate::oci::{Platform, PlatformError, quoted};
 use crate::prune::{FreeSpace, parse_duration};
 use crate::upstream::{ApiPath, Endpoint, Scheme, Secret};
 
+/// A value in a message; an empty one is visible.
+pub(super) fn shown(text: &str) -> String {
+    if text.is_empty() { "nothing".to_owned() } else { quoted(text) }
+}
+
 /// A value that is text in the file. It is parsed while the file is read, so that an error has its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Text<T>(pub(super) T);
@@ -259,9 +264,9 @@ impl FromStr for Size {
 
     fn from_str(text: &str) -> Result<Size, ParseValueError> {
         let refuse = || {
-            let allowed = "a size is a whole number of bytes, with an optional unit: k, M, G, T \
-                           (powers of 1000) or Ki, Mi, Gi, Ti (powers of 1024), e.g. 500k, 10MB or 1MiB";
-            ParseValueError(allowed.into())
+            let allowed = "a whole number of bytes, with an optional unit: k, M, G, T (powers of 1000) or Ki, \
+                           Mi, Gi, Ti (powers of 1024), with or without B, e.g. 500k, 10MB or 1MiB";
+            ParseValueError(format!("{} is not a size: {allowed}", shown(text)))
         };
         let digits = text.bytes().take_while(u8::is_ascii_digit).count();
         let number: u64 = text[..digits].parse().map_err(|_| refuse())?;
@@ -296,15 +301,20 @@ impl FromStr for FreeSpaceText {
 
     fn from_str(text: &str) -> Result<FreeSpaceText, ParseValueError> {
         let free_space = match text.strip_suffix('%') {
-            Some(number) => {
-                number.parse().ok().filter(|percent| *percent < 100).map(FreeSpace::Percent)
-            }
-            None => text.parse().ok().map(|Size(bytes)| FreeSpace::Bytes(bytes)),
+            Some(number) => number
+                .parse()
+                .ok()
+                .filter(|percent| (1..100).contains(percent))
+                .map(FreeSpace::Percent),
+            None => text
+                .parse()
+                .ok()
+                .filter(|Size(bytes)| *bytes > 0)
+                .map(|Size(bytes)| FreeSpace::Bytes(bytes)),
         };
         free_space.map(FreeSpaceText).ok_or_else(|| {
-            let allowed =
-                "free space is a size such as 20GB, or a percentage of the disk such as 10%";
-            ParseValueError(allowed.into())
+            let allowed = "a size such as 20GB, or a percentage of the disk such as 10%, and not 0";
+            ParseValueError(format!("{} is not a free space: {allowed}", shown(text)))
         })
     }
 }
@@ -502,7 +512,7 @@ mod tests {
             "\u{661}",
         ] {
             let error = text.parse::<Size>().unwrap_err().to_string();
-            assert!(error.contains("10MB"), "{text}: {error}");
+            assert!(error.contains("10MB") && error.contains(text), "{text}: {error}");
         }
         assert_eq!("10MB".parse(), Ok(Rate(NonZeroU64::new(10_000_000).unwrap())));
         for text in ["0MB", "0", "5", "fast"] {
@@ -517,8 +527,9 @@ mod tests {
         {
             assert_eq!(text.parse(), Ok(FreeSpaceText(expected)), "{text}");
         }
-        for text in ["", "%", "100%", "-1%", "1.5%", "much"] {
-            assert!(text.parse::<FreeSpaceText>().is_err(), "{text}");
+        for text in ["", "%", "0%", "0", "0GB", "100%", "110%", "-1%", "1.5%", "much"] {
+            let error = text.parse::<FreeSpaceText>().unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains("10%"), "{error}");
         }
     }
 

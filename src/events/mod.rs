@@ -72,7 +72,7 @@ impl std::str::FromStr for EventType {
         let found = TYPES.iter().find(|(_, name)| *name == text);
         found.map(|(each, _)| *each).ok_or_else(|| {
             let names: Vec<&str> = TYPES.iter().map(|(_, name)| *name).collect();
-            format!("the types of events are {}", names.join(", "))
+            format!("{text:?} is no type of event: use one of {}", names.join(", "))
         })
     }
 }

@@ -7,6 +7,8 @@ use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 
+use crate::oci::quoted;
+
 /// The units. A name that begins with another one comes first.
 const UNITS: [(&str, u64); 8] = [
     ("ns", 1),
@@ -25,8 +27,10 @@ const UNITS: [(&str, u64); 8] = [
 /// A description of the accepted format.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let refuse = || {
-        "a duration is a number with a unit of ns, us, ms, s, m, h, d, w, e.g. 5m or 1h30m, or 0"
-            .to_owned()
+        format!(
+            "{} is not a duration: a number with a unit of ns, us, ms, s, m, h, d, w, e.g. 5m or 1h30m, or 0",
+            shown(text)
+        )
     };
     if text == "0" {
         return Ok(Duration::ZERO);
@@ -44,6 +48,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         nanos = nanos.checked_add(part).ok_or_else(refuse)?;
     }
     if text.is_empty() { Err(refuse()) } else { Ok(Duration::from_nanos(nanos)) }
+}
+
+/// A value in a message; an empty one is visible.
+fn shown(text: &str) -> String {
+    if text.is_empty() { "nothing".to_owned() } else { quoted(text) }
 }
 
 /// A point in time: a date, a date and a time (both UTC), or a time before `now`, e.g. `7d`.
@@ -132,7 +141,9 @@ mod tests {
             assert!((parse_duration(text).unwrap().as_secs_f64() - seconds).abs() < 1e-9, "{text}");
         }
         for text in ["", "5", "m", "5 m", "-5m", "5x", "1.5h", "5mm", "99999999999d", "5m3"] {
-            assert!(parse_duration(text).is_err(), "{text}");
+            assert!(parse_duration(text).unwrap_err().contains(text), "{text}");
         }
+        assert!(parse_duration("1y").unwrap_err().starts_with("1y is not a duration: "));
+        assert!(parse_duration("").unwrap_err().starts_with("nothing is not a duration: "));
     }
 }

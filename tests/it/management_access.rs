@@ -128,7 +128,7 @@ fn invalid_parameters_are_refused_with_the_valid_ones() {
         ("POST", "prune", "select images with"),
         ("POST", "prune?count=3", "select images with"),
         ("POST", "prune?dryRun=true", "select images with"),
-        ("POST", "prune?unusedFor=30", "unusedFor: a duration is"),
+        ("POST", "prune?unusedFor=30", "unusedFor: 30 is not a duration"),
         ("POST", "prune?createdBefore=yesterday", "createdBefore: "),
         ("POST", "prune?pattern=*&count=x", "count must be a number from 0"),
         ("POST", "prune?pattern=*&dryRun=1", "dryRun must be true or false"),

@@ -127,7 +127,7 @@ fn prune_without_or_with_invalid_conditions_is_a_usage_error() {
         (&["--dry-run"], "select images by name"),
         (&["--count", "3"], "select images by name"),
         (&["--include-pinned"], "select images by name"),
-        (&["--unused-for", "30"], "--unused-for: a duration"),
+        (&["--unused-for", "30"], "--unused-for: 30 is not a duration"),
         (&["--created-before", "yesterday"], "--created-before: \"yesterday\""),
         (&["--date", "7d", "--prune-before", "7d"], "use one of them"),
         (&["a b"], "a b: "),
