@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs};
 use larder::bundle::STANDARD_INPUT;
 use larder::cli::Arguments;
+use larder::oci::quoted_up_to;
 
 /// The exit code for an invalid command line.
 const USAGE: u8 = 2;
@@ -24,7 +25,7 @@ fn main() -> ExitCode {
         Ok(arguments) => match larder::commands::run(arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                let _ = writeln!(std::io::stderr(), "larder: {error}");
+                let _ = writeln!(std::io::stderr(), "larder: {}", quoted_up_to(usize::MAX, &error));
                 ExitCode::from(error.exit_code())
             }
         },
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(exit) => {
-            let _ = write!(std::io::stderr(), "larder: {}", exit.output);
+            let _ = write!(std::io::stderr(), "larder: {}", printable(&exit.output));
             if let Some(word) = suggestion(&words) {
                 let _ = writeln!(std::io::stderr(), "Did you mean {word}?");
             }
@@ -42,6 +43,12 @@ fn main() -> ExitCode {
             ExitCode::from(USAGE)
         }
     }
+}
+
+/// The lines of a text without control characters: the words of a command line may come from anywhere.
+fn printable(text: &str) -> String {
+    let lines = text.split('\n').map(|line| quoted_up_to(usize::MAX, line));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The command line in the form that `argh` understands: `--option=value` as two words, `-h` and `--version`

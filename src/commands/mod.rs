@@ -157,7 +157,11 @@ fn parsed<T: FromStr>(flag: &str, text: Option<&str>) -> Result<Option<T>, Comma
 where
     T::Err: fmt::Display,
 {
-    text.map(str::parse).transpose().map_err(|error| CommandError::usage(flag, &error))
+    if text == Some("") {
+        return Err(CommandError::usage(flag, &"nothing was given"));
+    }
+    let parsed = text.map(str::parse).transpose();
+    parsed.map_err(|error| CommandError::usage(flag, &error))
 }
 
 /// Why a command failed.
@@ -394,11 +398,11 @@ impl fmt::Display for CommandError {
                 match permanent {
                     0 => f.write_str("repeat the command to continue"),
                     all if all == failed => f.write_str(
-                        "repeating the command cannot help: correct the names or the logins",
+                        "repeating the command cannot help: correct the names, the logins or the configuration",
                     ),
                     some => write!(
                         f,
-                        "repeating the command can help with {}, the others need other names or logins",
+                        "repeating the command can help with {}, the others need other names, logins or rules",
                         failed - some
                     ),
                 }

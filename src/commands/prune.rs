@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::SystemTime;
 
 use super::selection::Selected;
-use super::{CommandError, bucket, existing_store, logging, parsed, say};
+use super::{CommandError, bucket, existing_store, logging, note, parsed, say};
 use crate::api::report_document;
 use crate::cli;
 use crate::config::{Count, Settings};
@@ -23,7 +23,7 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
     let now = SystemTime::now();
     let (criteria, selected) = wanted(settings, command, now)?;
     let store = existing_store(&settings.store)?;
-    let matched = selected.check_names_in(&store);
+    let (matched, all_matched) = (selected.check_names_in(&store), selected.check_in(&store));
     let is_dry_run = command.dry_run;
     let choices = selected.choices();
     let request = Request::Matching { criteria: &criteria, choices, is_dry_run };
@@ -35,6 +35,10 @@ pub(super) fn prune(settings: &Settings, command: &cli::Prune) -> Result<(), Com
     match command.json {
         true => print_json(&report, is_dry_run),
         false => print_text(&report, is_dry_run),
+    }
+    if let (Ok(()), Err(unmatched)) = (&matched, all_matched) {
+        // Not an error: a scheduled command may have nothing to do. But a pattern may be mistyped.
+        note(&unmatched);
     }
     // The others are removed nevertheless.
     matched

@@ -10,6 +10,7 @@ use super::selection::{Selected, all};
 use super::table::{self, short};
 use super::{CommandError, existing_store, parsed, printed, say};
 use crate::api::previous_document;
+use crate::cache::FreshnessPolicy;
 use crate::cli::{self, TagsAction, TagsList};
 use crate::config::Settings;
 use crate::oci::{Decision, Digest, ImageName, PartReference, Reference, Tag, TagRecord};
@@ -48,9 +49,9 @@ fn list(settings: &Settings, command: &TagsList) -> Result<(), CommandError> {
     selected.check_among(&all, &[])?;
     let mut moved = moved(&store, selected.among(&all))?;
     moved.retain(|each| each.record.held.is_some() || !command.held);
-    let out = &mut io::stdout().lock();
+    let (out, policy) = (&mut io::stdout().lock(), &settings.cache.freshness);
     if command.json {
-        let documents: Vec<Value> = moved.iter().map(document).collect();
+        let documents: Vec<Value> = moved.iter().map(|each| document(each, policy)).collect();
         return printed(writeln!(out, "{:#}", Value::from(documents)));
     }
     if moved.is_empty() {
@@ -61,7 +62,7 @@ fn list(settings: &Settings, command: &TagsList) -> Result<(), CommandError> {
     let now = SystemTime::now();
     let mut lines =
         vec![["IMAGE", "SERVED", "BEFORE", "MOVED", "HELD", "SINCE", "STATE"].map(str::to_owned)];
-    lines.extend(moved.iter().map(|each| row(each, now)));
+    lines.extend(moved.iter().map(|each| row(each, policy, now)));
     printed(table::print(out, &lines))
 }
 
@@ -82,7 +83,23 @@ fn moved(
     Ok(moved)
 }
 
-fn row(moved: &Moved, now: SystemTime) -> [String; 7] {
+/// When the next check of a tag accepts the move that is held; `None` if none is, or an operator has decided.
+fn until(moved: &Moved, policy: &FreshnessPolicy) -> Option<SystemTime> {
+    let held = moved.record.held.as_ref().filter(|held| held.decision == Decision::Waiting)?;
+    held.since.checked_add(policy.hold(&moved.name, &moved.tag).unwrap_or_default())
+}
+
+fn state(moved: &Moved, policy: &FreshnessPolicy, now: SystemTime) -> Option<String> {
+    let decision = moved.record.held.as_ref()?.decision.as_str();
+    Some(match until(moved, policy).map(|until| until.duration_since(now)) {
+        None => decision.to_owned(),
+        Some(Ok(left)) if left.as_secs() < 60 => format!("{decision}, less than 1m left"),
+        Some(Ok(left)) => format!("{decision}, {} left", ago(now, now + left)),
+        Some(Err(_)) => format!("{decision} for the next check"),
+    })
+}
+
+fn row(moved: &Moved, policy: &FreshnessPolicy, now: SystemTime) -> [String; 7] {
     let Moved { name, tag, record } = moved;
     let none = || "-".to_owned();
     let before = record.previous.first();
@@ -94,17 +111,18 @@ fn row(moved: &Moved, now: SystemTime) -> [String; 7] {
         before.map_or_else(none, |_| ago(record.fetched, now)),
         held.map_or_else(none, |held| short(&held.digest.hex())),
         held.map_or_else(none, |held| ago(held.since, now)),
-        held.map_or_else(none, |held| held.decision.as_str().to_owned()),
+        state(moved, policy, now).unwrap_or_else(none),
     ]
 }
 
-fn document(moved: &Moved) -> Value {
+fn document(moved: &Moved, policy: &FreshnessPolicy) -> Value {
     let Moved { name, tag, record } = moved;
     let previous = record.previous.iter().map(previous_document);
     let held = record.held.as_ref().map(|held| {
         json!({
             "digest": held.digest.to_string(),
             "since": timestamp(held.since),
+            "until": until(moved, policy).map(timestamp),
             "decision": held.decision.as_str(),
         })
     });
@@ -144,18 +162,30 @@ fn decide(
     };
     let images = images.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let store = existing_store(&settings.store)?;
-    let mut unmatched = Vec::new();
+    let (mut unmatched, mut others) = (Vec::new(), Vec::new());
     for (name, tag) in images {
         match store.decide_tag(&name, &tag, digest.as_ref(), decision)? {
             Some(held) => say(&format!("{name}:{tag}: {} {}", decision.as_str(), held.digest)),
-            None => unmatched.push(format!("{name}:{tag}")),
+            None => match store.find_tag(&name, &tag, Access::Look)?.and_then(|record| record.held)
+            {
+                Some(held) => others.push(format!("{} for {name}:{tag}", held.digest)),
+                None => unmatched.push(format!("{name}:{tag}")),
+            },
         }
     }
-    match unmatched.is_empty() {
+    let mut reasons = Vec::new();
+    if !unmatched.is_empty() {
+        reasons.push(format!("nothing is held for {}", unmatched.join(", ")));
+    }
+    if !others.is_empty() {
+        reasons.push(format!("another manifest than --digest is held: {}", others.join(", ")));
+    }
+    match reasons.is_empty() {
         true => Ok(()),
-        false => Err(CommandError::Running(format!(
-            "nothing is held for {}; larder tags list --held prints what is held",
-            unmatched.join(", ")
-        ))),
+        false => {
+            let reasons = reasons.join("; ");
+            let text = format!("{reasons}; larder tags list --held prints what is held");
+            Err(CommandError::Running(text))
+        }
     }
 }

@@ -41,11 +41,17 @@ fn usage_errors_are_answered_with_advice() {
         (vec!["serve", "--port", "80000"], 2, "--port: 80000 is not a port (0 to 65535)".into()),
         (vec!["serve", "--host", "here"], 2, "--host: here is not an IP address".into()),
         (vec!["serve", "--host", "192.0.2.1"], 1, "this machine has no address 192.0.2.1".into()),
-        (vec!["serve", "--pull-timeout", "20x"], 2, "--pull-timeout: a timeout is".into()),
+        (vec!["serve", "--pull-timeout", "20x"], 2, "--pull-timeout: 20x is not a timeout".into()),
         (vec!["load", "--parallel", "0", "x"], 2, "--parallel: 0 is not a whole number".into()),
         (vec!["load", "--atempts", "3"], 2, "Run larder load --help".into()),
         (vec!["load", file!()], 2, format!("{} is a file; did you mean @{}?", file!(), file!())),
         (vec!["verify", "--rate", "5"], 2, "--rate: 5 has no unit".into()),
+        (vec!["verify", "--rate", "5kb"], 2, "--rate: 5kb is not a size".into()),
+        (vec!["prune", "--unused-for", "1y"], 2, "--unused-for: 1y is not a duration".into()),
+        (vec!["serve", "--default-ns", ""], 2, "--default-ns: nothing was given".into()),
+        (vec!["list", "--sort", "\u{1b}[31m"], 2, "unknown order \\u{1b}[31m".into()),
+        (vec!["\u{1b}[31m"], 2, "\\u{1b}[31m".into()),
+        (vec!["load", "@\u{1b}[31m"], 2, "@\\u{1b}[31m".replace('@', "")),
         (vec!["prune", "--count", "0", "x"], 2, "--count: 0 is not a whole number".into()),
         (
             vec!["--image-path", &none, "--log-file", &log, "serve"],
@@ -59,6 +65,7 @@ fn usage_errors_are_answered_with_advice() {
     ] {
         let (status, _, stderr) = run(&words);
         assert!(status == Some(code) && stderr.contains(&message), "{words:?}: {stderr}");
+        assert!(!stderr.contains('\u{1b}'), "{words:?}: {stderr}");
     }
     let (status, _, stderr) =
         run(&["--image-path", &none, "export", "--all", "--output", &path("bundle.tar")]);
@@ -234,12 +241,13 @@ fn selection_that_matches_nothing_is_an_error() {
             (&*similar, format!("nothing matches {similar}; did you mean {name}?\n")),
             ("*nosuch*", "nothing matches *nosuch*\n".to_owned()),
         ] {
-            // A scheduled prune has nothing to do then.
-            if words[0] == "prune" && typed.contains('*') {
-                continue;
-            }
+            // A scheduled prune has nothing to do then, and says so.
+            let is_error = words[0] != "prune" || !typed.contains('*');
             let (code, stdout, stderr) = on(&site, &[&words[..], &[typed]].concat());
-            assert!(code == Some(1) && stderr.ends_with(&hint), "{words:?} {typed}: {stderr}");
+            assert!(
+                code == Some(i32::from(is_error)) && stderr.ends_with(&hint),
+                "{words:?} {typed}: {stderr}"
+            );
             assert!(!stdout.contains(&name), "{words:?} {typed}: {stdout}");
         }
     }
@@ -306,6 +314,37 @@ fn configuration_with_a_broken_reference_is_not_called_valid() {
     let (code, _, stderr) = check(&format!("registries: [{entry}]"));
     let message = "error: registries: a.example: passwordFile: /nonexistent/password: ";
     assert!(code == Some(1) && stderr.contains(message), "{stderr}");
+    let empty = directory.path().join("empty");
+    fs::write(&empty, "\n").expect("it can be written");
+    let (empty, here) = (empty.display().to_string(), directory.path().display().to_string());
+    let password = |path: &str| {
+        format!("registries: [{{name: a.example, auth: {{user: u, passwordFile: {path}}}}}]")
+    };
+    let helper = "docker-credential-nosuch is not found";
+    let events = "events: {webhook: 'https://h.example/'";
+    let peers = "peers: {urls: ['http://192.0.2.1'], auth: {user: u, passwordFile: /none}}";
+    for (text, message) in [
+        (password(&empty), format!("registries: a.example: passwordFile: {empty}: it is empty; ")),
+        (password(&here), format!("registries: a.example: passwordFile: {here}: Is a directory")),
+        (
+            "registries: [{name: a.example, auth: {credentialHelper: nosuch}}]".into(),
+            format!("registries: a.example: credentialHelper: {helper}"),
+        ),
+        (format!("{events}, tokenFile: /none}}"), "events.tokenFile: /none: ".into()),
+        (format!("{events}, tls: {{ca: /none}}}}"), "events.tls: ".into()),
+        (peers.into(), "peers: passwordFile: /none: ".into()),
+        ("imageFile: /none".into(), "imageFile: /none: ".into()),
+        (format!("management: {{port: 0, tokenFile: {empty}}}"), format!("{empty}: it is empty; ")),
+    ] {
+        let (code, _, stderr) = check(&text);
+        assert!(code == Some(1) && stderr.contains("error: "), "{text}: {stderr}");
+        assert!(stderr.contains(&message), "{text}: {stderr}");
+    }
+    let (code, _, stderr) = check("logFile: /none/log");
+    assert!(code == Some(1) && stderr.contains("cannot open the log file /none/log"), "{stderr}");
+    let log = directory.path().join("log");
+    let (code, _, stderr) = check(&format!("logFile: {}", log.display()));
+    assert!(code == Some(0) && !log.exists(), "{stderr}");
     let (code, stdout, stderr) = check("serverAuthConfig: {htpasswd: /none}");
     assert!(code == Some(2) && stdout.is_empty(), "{stderr}");
     let htpasswd = directory.path().join("users");

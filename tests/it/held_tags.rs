@@ -269,7 +269,10 @@ fn commands_list_tags_that_moved_and_decide_about_held_ones() {
     let served = || get(server.address(), &path).digest();
     let listed = site.run_ok(&["tags", "list", "--held"]);
     assert!(listed.contains("docker.io/library/app:1") && listed.contains("waiting"), "{listed}");
+    assert!(listed.contains("waiting, 2d") && listed.contains(" left"), "{listed}");
     let documents = crate::support::site::report(&site.run_ok(&["tags", "list", "--json"]));
+    let time = |key: &str| documents[0]["held"][key].as_str().expect("a time").to_owned();
+    assert!(time("until") > time("since"), "{documents}");
     assert_eq!(documents[0]["held"]["digest"], serde_json::json!(new.image.digest()));
     until("the list of held images", || server.api("images?state=held")["total"] == 1);
     assert_eq!(server.api("images?state=held")["images"][0]["held"], new.image.digest());
@@ -279,6 +282,9 @@ fn commands_list_tags_that_moved_and_decide_about_held_ones() {
         code == Some(1) && stderr.contains("nothing is held for docker.io/library/base:1"),
         "{stderr}"
     );
+    let (code, _, stderr) = site.run(&["tags", "accept", "app:1", "--digest", &old]);
+    let message = format!("another manifest than --digest is held: {} for", new.image.digest());
+    assert!(code == Some(1) && stderr.contains(&message), "{stderr}");
     let (code, _, stderr) = site.run(&["tags", "accept"]);
     assert!(code == Some(2) && stderr.contains("larder tags list --held"), "{stderr}");
     assert!(site.run_ok(&["tags", "reject", "app:1"]).contains("rejected"));

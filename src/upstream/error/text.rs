@@ -63,7 +63,7 @@ impl fmt::Display for UpstreamErrorKind {
                 f,
                 "{status} from another server than the registry: a token service, an ingress, a proxy"
             ),
-            UpstreamErrorKind::Status { status } => write!(f, "the registry answered {status}"),
+            UpstreamErrorKind::Status { status } => write!(f, "the server answered {status}"),
             UpstreamErrorKind::Unsupported => write!(f, "the registry does not support this API"),
             UpstreamErrorKind::NoRanges => write!(f, "the registry does not support ranges"),
             UpstreamErrorKind::TimedOut { phase } => write!(f, "timed out waiting for {phase}"),
