@@ -157,6 +157,8 @@ fn prune_by_the_api_removes_selected_images_and_updates_the_list() {
         1,
         "the next pull is a miss at once"
     );
+    // A manifest is served before it is stored.
+    until("the stored tag", || site.run_ok(&["list", "-q"]).contains("app:1"));
     assert_eq!(prune("pattern=*&pattern=app:2&includePinned=true")["removed"], 3);
     assert_eq!(server.metric("larder_removed_images_total{why=\"pruned\"}"), 4.0);
     server.wait_for_images(0);
