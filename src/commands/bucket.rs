@@ -66,6 +66,12 @@ pub(super) fn prune(
     is_json: bool,
 ) -> Result<(), CommandError> {
     let bucket = bucket(settings)?;
+    let is_read_only = settings.bucket.as_ref().is_some_and(|(_, tier)| tier.uploads.is_read_only);
+    if is_read_only && !is_dry_run {
+        let text = "prune --bucket: nothing may be removed, since objectStore.readOnly is set; \
+                    use --dry-run to see what could be";
+        return Err(CommandError::Running(text.into()));
+    }
     let report = with_sweeper(settings, &bucket, |sweeper| match is_dry_run {
         true => sweeper.preview(),
         false => {

@@ -176,8 +176,8 @@ fn server_auth(settings: &Settings, store: &Store) -> Result<ServerAuth, Command
     Ok(ServerAuth { users: users.map(Arc::new), issuers: issuers.map(Arc::new) })
 }
 
-/// The threads of the bucket.
-type Tier = (UploadThread, BucketSweepThread);
+/// The threads of the bucket. One that is only read is not swept.
+type Tier = (UploadThread, Option<BucketSweepThread>);
 
 /// Starts uploads to the bucket, and its sweeps, if there is one.
 fn start_tier(
@@ -200,13 +200,16 @@ fn start_tier(
         );
         cache.redirect_to(bucket.clone(), REDIRECTED_BYTES_MIN);
     }
+    if tier.uploads.is_read_only {
+        return Ok(Some((uploads, None)));
+    }
     let (configured, status) = (tier.sweeps, cache.clone());
     let may_sweep = move || {
         let probe = || status.bucket_status().and_then(|status| status.probe);
         configured.unwrap_or_else(|| probe().is_some_and(|probe| probe.has_create_if_absent))
     };
     let sweeps = BucketSweepThread::start(cache.clone(), bucket, tier.limits, may_sweep);
-    Ok(Some((uploads, sweeps.map_err(failed)?)))
+    Ok(Some((uploads, Some(sweeps.map_err(failed)?))))
 }
 
 /// Imports the built-in image into the cache, which serves it like any other. A failure is logged and does not

@@ -7,7 +7,6 @@ use larder::cache::{FreshnessPolicy, Ttl};
 use larder::oci::{Record, TagRecord};
 
 use crate::support::larder::{Larder, blob, manifest, seconds, until};
-use crate::support::site::Site;
 use crate::support::{FakeBucket, FakeRegistry, Fault, Gate, Image, On, Operation, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -290,75 +289,4 @@ fn of_two_servers_on_a_directory_one_uploads() {
     for key in bucket.keys() {
         assert_eq!(bucket.count_of(Operation::PutObject, &key), 1, "{key}");
     }
-}
-
-#[test]
-fn images_are_exported_to_a_bucket_and_imported_from_it() {
-    let bucket = FakeBucket::start();
-    let (registry, site, images) = Site::with_samples(&["app:1", "app:2"]);
-    drop(registry);
-    let keys = format!(
-        "objectStore: {{endpoint: '{}', bucket: other, accessKeyId: test, secretAccessKey: s}}",
-        bucket.endpoint()
-    );
-    site.configure(&keys);
-    let place = "s3://larder-test/bundles/one/";
-    let (code, _, stderr) = site.run(&["export", "app:1", "--output", place]);
-    assert_eq!(code, Some(0), "{stderr}");
-    let prefix = "bundles/one/";
-    assert!(bucket.keys().iter().all(|key| key.starts_with(prefix)), "{:?}", bucket.keys());
-    // A repeated export sends only names.
-    bucket.clear_requests();
-    site.run_ok(&["export", "app:1", "--output", place]);
-    assert_eq!(bucket.count_of(Operation::PutObject, "bundles/one/blobs/*"), 0);
-    let (code, _, stderr) = site.run(&["export", "app:1", "--output", place, "--compress", "gzip"]);
-    assert!(code == Some(2) && stderr.contains("--compress: does not apply"), "{stderr}");
-    let (code, _, stderr) = site.run(&["export", "app:1", "--output", "s3:///x"]);
-    assert!(code == Some(2) && stderr.contains("names no bucket"), "{stderr}");
-
-    let (_registry, other) = Site::empty(&keys);
-    let (code, _, stderr) = other.run(&["import", place, "--pin"]);
-    assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.contains("1 image, ") && stderr.contains("1 image pinned"), "{stderr}");
-    assert_eq!(other.listed(&[]), site.listed(&["app:1"]));
-    assert!(other.has_all(&images[0]));
-    // Wrong bytes are not imported.
-    let (_registry, third) = Site::empty(&keys);
-    let layer = &images[0].image.layers()[0].digest;
-    bucket.corrupt(&format!("bundles/one/blobs/sha256/{}", layer.trim_start_matches("sha256:")));
-    let (code, _, stderr) = third.run(&["import", place]);
-    assert!(code == Some(1) && stderr.contains("the bytes have the digest"), "{stderr}");
-    assert!(!third.has(layer) && third.listed(&[]).is_empty());
-}
-
-#[test]
-fn images_of_a_bucket_are_listed_and_pruned_by_commands() {
-    let bucket = FakeBucket::start();
-    let (registry, site, images) = Site::with_samples(&["app:1", "app:2"]);
-    drop(registry);
-    let keys = format!(
-        "objectStore: {{endpoint: '{}', bucket: larder-test, accessKeyId: test, secretAccessKey: s, \
-         unusedFor: 30d}}",
-        bucket.endpoint()
-    );
-    site.configure(&keys);
-    site.run_ok(&["export", "--all", "--output", "s3://larder-test"]);
-    let listed = site.run_ok(&["list", "--bucket", "--json"]);
-    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
-    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
-    assert_eq!(listed[0]["image"], images[0].full());
-    assert_eq!(listed[0]["blobsNotUploaded"], 0);
-    assert!(site.run_ok(&["list", "--bucket", "app:2"]).contains("app:2"));
-    assert!(!site.run_ok(&["list", "--bucket", "app:2"]).contains("app:1"));
-    let past = std::time::SystemTime::now() - Duration::from_secs(40 * 86_400);
-    for key in bucket.keys() {
-        bucket.set_modified(&key, past);
-    }
-    let preview = site.run_ok(&["prune", "--bucket", "--dry-run"]);
-    assert!(preview.contains("2 images and ") && preview.contains("would be removed"), "{preview}");
-    let (code, _, stderr) = site.run(&["prune", "--bucket", "app:1"]);
-    assert!(code == Some(2) && stderr.contains("takes only --dry-run"), "{stderr}");
-    site.configure("");
-    let (code, _, stderr) = site.run(&["list", "--bucket"]);
-    assert!(code == Some(1) && stderr.contains("has no objectStore"), "{stderr}");
 }

@@ -169,6 +169,47 @@ fn pinned_images_of_any_cache_stay() {
 }
 
 #[test]
+fn pins_of_a_cache_that_is_off_for_days_count_for_a_month() {
+    let site = Site::filled();
+    site.age("v0", 40 * DAY);
+    let pin = format!("{}/{REPOSITORY}:v0", site.registry.host());
+    let usage = serde_json::json!({ "images": {}, "pins": [pin] });
+    let key = "usage/larder-00000000000000aa";
+    site.bucket.put(key, usage.to_string().as_bytes());
+    site.bucket.set_modified(key, SystemTime::now() - 2 * DAY);
+    for _ in 0..2 {
+        assert_eq!(site.sweep().expect("a sweep"), SweepReport::default());
+        assert!(site.bucket.object(key).is_none(), "it is merged");
+    }
+    site.bucket.put(key, usage.to_string().as_bytes());
+    site.bucket.set_modified(key, SystemTime::now() - 31 * DAY);
+    site.bucket.remove("usage/merged");
+    assert_eq!(site.sweep().expect("a sweep").images.len(), 1);
+}
+
+#[test]
+fn preview_changes_nothing_in_the_bucket() {
+    let site = Site::filled();
+    site.age("v0", 40 * DAY);
+    let key = "usage/larder-00000000000000aa";
+    site.bucket.put(key, br#"{"images":{},"pins":[]}"#);
+    site.bucket.set_modified(key, SystemTime::now() - 2 * DAY);
+    let before = site.bucket.keys();
+    let report = site.sweeper(&PinSettings::default(), &|| true).preview().expect("a preview");
+    assert_eq!(report.images.len(), 1, "{report:?}");
+    assert_eq!(site.bucket.keys(), before);
+}
+
+#[test]
+fn pins_that_cannot_be_parsed_name_the_object_and_are_printed_without_control_characters() {
+    let site = Site::filled();
+    site.bucket.put("usage/zy", br#"{"images":{},"pins":["bad pin\u001b[31m"]}"#);
+    let error = site.sweep().expect_err("a pin").to_string();
+    assert!(error.starts_with("usage/zy in the bucket ") && error.contains("delete"), "{error}");
+    assert!(!error.contains(char::is_control), "{error:?}");
+}
+
+#[test]
 fn largest_size_removes_what_was_used_least_recently() {
     let site = Site::filled();
     for (tag, days) in [("v0", 3), ("v1", 9), ("v2", 6)] {

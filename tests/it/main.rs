@@ -88,6 +88,7 @@ mod endpoints;
 mod peers;
 // A bucket behind the caches.
 mod bucket;
+mod bucket_commands;
 
 mod bucket_faults;
 mod bucket_redirects;

@@ -54,6 +54,7 @@ pub use background::BucketSweepThread;
 use inventory::Inventory;
 pub use plan::BucketLimits;
 use plan::Plan;
+use usage::AllUsage;
 
 /// How often the bucket is swept.
 pub(super) const PERIOD: Duration = Duration::from_secs(6 * 3600);
@@ -65,6 +66,8 @@ const WAIT: Duration = Duration::from_secs(10 * 60);
 const LIFETIME: Duration = Duration::from_secs(3600);
 /// How long uploads take a plan into account: longer than a sweep lasts.
 const OUTDATED: Duration = Duration::from_secs(2 * 3600);
+/// How long uses of images are remembered without `unusedFor`.
+const USES_KEPT: Duration = Duration::from_secs(365 * 86_400);
 /// The directory of plans.
 pub(super) const PLANS: &str = "plans/";
 /// The end of the name of a plan that has been carried out.
@@ -144,7 +147,8 @@ impl fmt::Display for SweepError {
             SweepError::Unreadable { key, reason } => {
                 write!(
                     f,
-                    "{key} in the bucket cannot be read ({reason}); remove it if no cache writes it any more"
+                    "{key} in the bucket cannot be read ({reason}); nothing is removed until it is \
+                     correct: delete the object if no cache writes it any more"
                 )
             }
             SweepError::Pins(reason) => write!(f, "the pins cannot be read: {reason}"),
@@ -211,7 +215,7 @@ impl Sweeper<'_> {
     /// [`SweepError`].
     pub fn preview(&self) -> Result<SweepReport, SweepError> {
         let inventory = Inventory::read(self.bucket, self.local, None, self.should_go_on)?;
-        Ok(report_of(&self.plan(&inventory)?))
+        Ok(report_of(&self.plan(&inventory, &self.read_usage()?)?))
     }
 
     /// The images in the bucket, in the order of their names.
@@ -239,7 +243,10 @@ impl Sweeper<'_> {
         let begun = Begun { at: Instant::now(), time: self.bucket.now() };
         self.check(&key, begun)?;
         let first = Inventory::read(self.bucket, self.local, None, self.should_go_on)?;
-        let planned = self.plan(&first)?;
+        let usage = self.read_usage()?;
+        let planned = self.plan(&first, &usage)?;
+        let forgotten_after = self.limits.unused_for.unwrap_or(USES_KEPT);
+        usage::merge(self.bucket, &usage, forgotten_after, self.bucket.now())?;
         if planned == Plan::default() {
             self.forget_old_sweeps()?;
             return Ok(Some(SweepReport::default()));
@@ -250,7 +257,7 @@ impl Sweeper<'_> {
         (self.wait)(self.times.wait);
         self.check(&key, begun)?;
         let second = Inventory::read(self.bucket, self.local, Some(&first), self.should_go_on)?;
-        let plan = both(&planned, self.plan(&second)?);
+        let plan = both(&planned, self.plan(&second, &self.read_usage()?)?);
         let blobs: Vec<String> = plan.blobs.iter().map(|(key, _)| key.clone()).collect();
         for batch in plan.names.chunks(BATCH).chain(blobs.chunks(BATCH)) {
             self.check(&key, begun)?;
@@ -262,20 +269,23 @@ impl Sweeper<'_> {
         Ok(Some(report_of(&plan)))
     }
 
-    fn plan(&self, inventory: &Inventory) -> Result<Plan, SweepError> {
-        let usage = usage::read(self.bucket)?;
-        let now = self.bucket.now();
+    fn read_usage(&self) -> Result<AllUsage, SweepError> {
+        usage::read(self.bucket, self.bucket.now())
+    }
+
+    /// What is to be removed. Changes nothing.
+    fn plan(&self, inventory: &Inventory, usage: &AllUsage) -> Result<Plan, SweepError> {
         let own = self.local_pins()?;
-        let others = Pins::of(&usage.pins).map_err(SweepError::Pins)?;
+        // They were parsed when they were read.
+        let others = Pins::of(usage.pins()).map_err(SweepError::Pins)?;
         let is_pinned = |name: &ImageName, reference: &Reference, manifests: &[_]| {
             [&own, &others]
                 .iter()
                 .any(|pins| pins.cover_any(name, reference, manifests.iter().copied()))
         };
+        let now = self.bucket.now();
         let mut plan = plan::plan(inventory, &usage.uses, &is_pinned, &self.limits, now);
         plan.blobs.truncate(PLAN_KEYS_MAX);
-        let forgotten_after = self.limits.unused_for.unwrap_or(Duration::from_secs(365 * 86_400));
-        usage::merge(self.bucket, &usage, forgotten_after, now)?;
         Ok(plan)
     }
 

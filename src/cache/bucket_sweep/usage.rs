@@ -1,13 +1,14 @@
 //! When images were pulled, from all caches: each writes what it knows to `usage/<instance>` in the bucket, with its pins.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::SweepError;
-use crate::oci::{from_seconds, to_seconds};
-use crate::store::Store;
+use crate::oci::{from_seconds, quoted, to_seconds};
+use crate::store::{Pins, Store};
 use crate::upstream::{Condition, ObjectStore, UpstreamError};
 
 /// The directory of these objects.
@@ -18,22 +19,50 @@ const MERGED: &str = "usage/merged";
 const BYTES_MAX: u64 = 64 << 20;
 /// A cache that has not written for this long has ended. What it knew is merged.
 const ENDED_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// How long the pins of a cache count after it has written for the last time: it may be off for days.
+const PINS_KEPT: Duration = Duration::from_secs(30 * 86_400);
 
 /// What one cache knows.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Usage {
     /// When each image was pulled, in seconds since 1970.
     images: HashMap<String, u64>,
-    /// Its pins. They count as long as the cache writes.
+    /// Its pins. They count as long as the cache writes, and for [`PINS_KEPT`] after that.
     #[serde(default)]
     pins: Vec<String>,
+    /// In the merged object: the pins of caches that have ended, and when these last wrote them, in seconds since 1970.
+    #[serde(default, rename = "endedPins", skip_serializing_if = "HashMap::is_empty")]
+    ended_pins: HashMap<String, u64>,
 }
 
 /// What all caches know.
 #[derive(Debug, Default)]
 pub(super) struct AllUsage {
     pub(super) uses: HashMap<String, SystemTime>,
-    pub(super) pins: Vec<String>,
+    /// The pins that count, of caches that have ended as well.
+    pins: Vec<String>,
+    /// The pins of caches that have ended, and when these last wrote them.
+    ended_pins: HashMap<String, SystemTime>,
+    /// The keys of the objects of these caches.
+    ended: Vec<String>,
+}
+
+impl AllUsage {
+    /// The pins that count. All of them can be parsed.
+    pub(super) fn pins(&self) -> &[String] {
+        &self.pins
+    }
+
+    fn add_ended_pin(&mut self, pin: String, written: SystemTime, now: SystemTime) {
+        if !is_over(written, PINS_KEPT, now) {
+            let known = self.ended_pins.entry(pin).or_insert(written);
+            *known = (*known).max(written);
+        }
+    }
+}
+
+fn is_over(time: SystemTime, span: Duration, now: SystemTime) -> bool {
+    now.duration_since(time).is_ok_and(|age| age > span)
 }
 
 /// Writes what this cache knows.
@@ -53,8 +82,8 @@ pub(super) fn write(
     put(bucket, &format!("{USAGE}{instance}"), &usage)
 }
 
-/// Reads what all caches know.
-pub(super) fn read(bucket: &ObjectStore) -> Result<AllUsage, SweepError> {
+/// Reads what all caches know. Changes nothing.
+pub(super) fn read(bucket: &ObjectStore, now: SystemTime) -> Result<AllUsage, SweepError> {
     let mut all = AllUsage::default();
     for object in bucket.list_all(USAGE)? {
         let Some(usage) = read_one(bucket, &object.key)? else { continue };
@@ -63,8 +92,20 @@ pub(super) fn read(bucket: &ObjectStore) -> Result<AllUsage, SweepError> {
             let known = all.uses.entry(image).or_insert(pulled);
             *known = (*known).max(pulled);
         }
-        all.pins.extend(usage.pins);
+        for (pin, written) in usage.ended_pins {
+            let Some(written) = from_seconds(written) else { continue };
+            all.add_ended_pin(pin, written, now);
+        }
+        if object.key == MERGED || !is_over(object.modified, ENDED_AFTER, now) {
+            all.pins.extend(usage.pins);
+            continue;
+        }
+        for pin in usage.pins {
+            all.add_ended_pin(pin, object.modified, now);
+        }
+        all.ended.push(object.key);
     }
+    all.pins.extend(all.ended_pins.keys().cloned());
     Ok(all)
 }
 
@@ -76,31 +117,39 @@ pub(super) fn merge(
     unused_for: Duration,
     now: SystemTime,
 ) -> Result<(), SweepError> {
-    let is_over = |time: SystemTime, span| now.duration_since(time).is_ok_and(|age| age > span);
+    if all.ended.is_empty() {
+        return Ok(());
+    }
+    // Not those that were written again meanwhile.
     let ended: Vec<String> = bucket
         .list_all(USAGE)?
         .into_iter()
-        .filter(|object| object.key != MERGED && is_over(object.modified, ENDED_AFTER))
+        .filter(|object| is_over(object.modified, ENDED_AFTER, now))
         .map(|object| object.key)
+        .filter(|key| all.ended.contains(key))
         .collect();
-    if ended.is_empty() {
-        return Ok(());
-    }
-    let recent = all.uses.iter().filter(|(_, used)| !is_over(**used, unused_for));
+    let recent = all.uses.iter().filter(|(_, used)| !is_over(**used, unused_for, now));
     let images = recent.map(|(image, used)| (image.clone(), to_seconds(*used))).collect();
-    put(bucket, MERGED, &Usage { images, pins: Vec::new() })?;
+    let ended_pins = all.ended_pins.iter();
+    let ended_pins = ended_pins.map(|(pin, written)| (pin.clone(), to_seconds(*written))).collect();
+    put(bucket, MERGED, &Usage { images, ended_pins, ..Usage::default() })?;
     bucket.delete(&ended)?;
     Ok(())
 }
 
 fn read_one(bucket: &ObjectStore, key: &str) -> Result<Option<Usage>, SweepError> {
     let Some(read) = bucket.find(key, BYTES_MAX)? else { return Ok(None) };
-    // A sweep must not take the images for unused.
-    let unreadable = |error: serde_json::Error| SweepError::Unreadable {
-        key: key.to_owned(),
-        reason: error.to_string(),
+    // A sweep must not take the images for unused, or for unpinned.
+    let unreadable = |reason: &dyn fmt::Display| SweepError::Unreadable {
+        key: quoted(key),
+        reason: quoted(reason),
     };
-    serde_json::from_slice(&read.bytes).map(Some).map_err(unreadable)
+    let usage: Usage = serde_json::from_slice(&read.bytes).map_err(|error| unreadable(&error))?;
+    let ended_pins: Vec<String> = usage.ended_pins.keys().cloned().collect();
+    for pins in [&usage.pins, &ended_pins] {
+        Pins::of(pins).map_err(|reason| unreadable(&format!("a pin is wrong: {reason}")))?;
+    }
+    Ok(Some(usage))
 }
 
 fn put(bucket: &ObjectStore, key: &str, usage: &Usage) -> Result<(), UpstreamError> {
