@@ -62,7 +62,9 @@ pub use blobs::{
     AlreadySent, BlobFailure, BlobLookup, BlobWait, ConnectionPolicy, GrowingFile, Incoming,
     LinkWait, PassThrough, Purpose, RetryPolicy, SizeSource,
 };
-pub use bucket_copy::{CopyError, CopySummary, copy_from_bucket, copy_to_bucket};
+pub use bucket_copy::{
+    CopyError, CopyEvent, CopySummary, ImageFailure, copy_from_bucket, copy_to_bucket,
+};
 pub use bucket_sweep::{
     BucketImage, BucketLimits, BucketSweepThread, SweepError, SweepReport, SweepTimes, Sweeper,
 };

@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 use super::progress::note_unless;
 use super::selection::Selected;
 use super::{CommandError, existing_store, note, printed, table};
+use crate::bundle::BundleError;
 use crate::cache::{
-    BucketImage, CopyError, CopySummary, SweepError, SweepTimes, Sweeper, copy_from_bucket,
-    copy_to_bucket,
+    BucketImage, CopyError, CopyEvent, CopySummary, SweepError, SweepTimes, Sweeper,
+    copy_from_bucket, copy_to_bucket,
 };
 use crate::cli;
 use crate::config::{self, Settings};
-use crate::oci::{ImageName, PartReference, Reference};
+use crate::oci::{ImageName, PartReference, Reference, quoted};
 use crate::prune::timestamp;
 use crate::store::{Store, StoredImage};
 use crate::units::{self, plural, size};
@@ -34,6 +35,7 @@ pub(super) fn list(
     selected: &Selected,
     command: &cli::List,
 ) -> Result<(), CommandError> {
+    refuse_for_bucket(command)?;
     let bucket = bucket(settings)?;
     let images = with_sweeper(settings, &bucket, |sweeper| sweeper.list())?;
     let names: Vec<Option<(ImageName, Reference)>> = images.iter().map(name).collect();
@@ -54,6 +56,23 @@ pub(super) fn list(
         _ => print_table(out, &images),
     })?;
     matched
+}
+
+/// The bucket is listed by name, and what is known about it has the form of a table.
+fn refuse_for_bucket(command: &cli::List) -> Result<(), CommandError> {
+    let given = [
+        ("--tree", command.tree),
+        ("--digests", command.digests),
+        ("--pinned", command.pinned),
+        ("--sort", command.sort.is_some()),
+    ];
+    match given.iter().find(|(_, is_given)| *is_given) {
+        Some((flag, _)) => Err(CommandError::usage(
+            flag,
+            &"does not apply with --bucket, which takes patterns, --json and --quiet",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Removes from the bucket what exceeds its limits.
@@ -119,10 +138,14 @@ impl Place {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let parsed = config::bucket_prefix(prefix).and_then(|prefix| match bucket {
             "" => Err("it names no bucket".to_owned()),
-            bucket => Ok(Place { bucket: bucket.to_owned(), prefix }),
+            bucket => {
+                config::check_bucket(bucket)?;
+                Ok(Place { bucket: bucket.to_owned(), prefix })
+            }
         });
         Some(parsed.map_err(|reason| {
-            CommandError::Usage(format!("{}: {reason}; use s3://BUCKET/PREFIX", path.display()))
+            let path = quoted(path.display());
+            CommandError::Usage(format!("{path}: {reason}; use s3://BUCKET/PREFIX"))
         }))
     }
 
@@ -146,32 +169,43 @@ pub(super) fn export(
     is_quiet: bool,
 ) -> Result<(), CommandError> {
     let bucket = place.open(settings)?;
-    let mut copied = |image: &str| note_unless(is_quiet, &image);
-    let summary = copy_to_bucket(store, &bucket, images, &mut copied).map_err(failed)?;
+    let summary = copy_to_bucket(store, &bucket, images).map_err(failed)?;
     note_unless(is_quiet, &described(&summary, &format!("written to {}", bucket.url())));
     Ok(())
 }
 
-/// Copies the images of a bucket into the cache. Returns their names.
+/// Copies the images of a bucket into the cache, and calls `named` with the name of each.
 ///
 /// # Errors
-/// [`CommandError`] if there is no store, or it fails.
+/// [`CommandError`] if there is no store, if it fails, if it has no image there, and if an image was not imported.
 pub(super) fn import(
     settings: &Settings,
     place: Place,
     store: &Store,
     is_quiet: bool,
-) -> Result<Vec<String>, CommandError> {
+    named: &mut dyn FnMut(&str),
+) -> Result<(), CommandError> {
     let bucket = place.open(settings)?;
     let sweeper = sweeper(settings, &bucket, store);
-    let mut names = Vec::new();
-    let mut copied = |image: &BucketImage| {
-        note_unless(is_quiet, &image.image);
-        names.push(image.image.clone());
+    let mut report = |event: &CopyEvent<'_>| match event {
+        CopyEvent::Imported(image) => {
+            named(&image.image);
+            note_unless(is_quiet, &image.image);
+        }
+        CopyEvent::NotImported(image, failure) => {
+            note(&format!("{}: not imported; {failure}", image.image));
+        }
     };
-    let summary = copy_from_bucket(&sweeper, &mut copied).map_err(failed)?;
+    let summary = copy_from_bucket(&sweeper, &mut report).map_err(failed)?;
     note_unless(is_quiet, &described(&summary, &format!("imported from {}", bucket.url())));
-    Ok(names)
+    match summary {
+        CopySummary { failures: 0, images: 0, .. } => {
+            let text = format!("{}: no image is there; check bucket and prefix", bucket.url());
+            Err(CommandError::Running(text))
+        }
+        CopySummary { failures: 0, .. } => Ok(()),
+        CopySummary { failures, .. } => Err(BundleError::SomeFailed { failures }.into()),
+    }
 }
 
 fn described(summary: &CopySummary, done: &str) -> String {

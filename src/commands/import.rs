@@ -25,31 +25,34 @@ pub(super) fn import(typed: &Import, settings: &Settings) -> Result<(), CommandE
         return Err(CommandError::Usage(text.into()));
     }
     let store = Store::open(&settings.store)?;
-    let mut imported = Vec::new();
-    let mut paths = Vec::new();
+    let (mut imported, mut places, mut paths) = (Vec::new(), Vec::new(), Vec::new());
     for path in &typed.paths {
         match bucket::Place::parse(path).transpose()? {
             Some(_) if name.is_some() => {
                 let text = "--name: images of a bucket have their names";
                 return Err(CommandError::Usage(text.into()));
             }
-            Some(place) => imported.extend(bucket::import(settings, place, &store, typed.quiet)?),
+            Some(place) => places.push(place),
             None => paths.push(path.clone()),
         }
     }
-    let is_from_buckets_only = paths.is_empty();
-    let import_files = || {
-        import_with(settings, &store, &paths, name, typed.quiet, &mut |reference| {
-            imported.push(reference.to_owned())
-        })
-    };
-    let result = if is_from_buckets_only { Ok(()) } else { import_files() };
+    let mut named = |reference: &str| imported.push(reference.to_owned());
+    let mut results: Vec<Result<(), CommandError>> = places
+        .into_iter()
+        .map(|place| bucket::import(settings, place, &store, typed.quiet, &mut named))
+        .collect();
+    if !paths.is_empty() {
+        results.push(import_with(settings, &store, &paths, name, typed.quiet, &mut named));
+    }
     // Images that were imported are pinned even if others failed.
     if typed.pin {
         store.add_pins(&imported)?;
         note_unless(typed.quiet, &format!("{} pinned", plural(imported.len(), "image")));
     }
-    result
+    let mut errors = results.into_iter().filter_map(Result::err);
+    let first = errors.next();
+    errors.for_each(|error| note(&error));
+    first.map_or(Ok(()), Err)
 }
 
 /// Imports bundles into the store.

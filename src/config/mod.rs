@@ -62,7 +62,7 @@ use crate::{api, cache, hello, http, store, upstream, users};
 pub use error::ConfigError;
 pub use events::EventSettings;
 pub use number::{Count, Port, Timeout};
-pub use object_store::{TierSettings, prefix as bucket_prefix};
+pub use object_store::{TierSettings, check_bucket, prefix as bucket_prefix};
 pub use overrides::Overrides;
 pub use suggestion::closest;
 pub use value::{Interface, LogFormat, LogLevel, ParseValueError};

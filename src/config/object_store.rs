@@ -227,7 +227,11 @@ pub fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-fn check_bucket(name: &str) -> Result<(), String> {
+/// Checks the name of a bucket.
+///
+/// # Errors
+/// What is wrong.
+pub fn check_bucket(name: &str) -> Result<(), String> {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     match (1..=255).contains(&name.len()) && name.bytes().all(is_legal) && !name.contains("..") {
         true => Ok(()),

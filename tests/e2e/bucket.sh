@@ -316,7 +316,7 @@ for name in wrong-secret wrong-bucket wrong-port; do
 done
 has_logged() { grep -qE -- "ERROR objectStore: .*$2" "$LOGS/$1.log"; } # NAME REGEX
 wait_until 20 "what to do about the secret" has_logged wrong-secret 'the secret access key does not belong to the access key id'
-wait_until 20 "what to do about the bucket" has_logged wrong-bucket 'the store has no bucket absent: create it, or correct objectStore.bucket'
+wait_until 20 "what to do about the bucket" has_logged wrong-bucket 'the store has no bucket absent: create it, or correct its name'
 wait_until 20 "what to do about the port" has_logged wrong-port 'onnection refused'
 grep -hE 'objectStore:' "$LOGS"/wrong-*.log
 for name in wrong-secret wrong-bucket wrong-port; do replica_stop "$name"; done

@@ -3,8 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::support::site::{NamedImage, Site};
 use crate::support::{FakeBucket, Operation};
-use crate::support::site::Site;
 
 /// The entry for a bucket in the store of `bucket`, and more keys of it.
 fn object_store(bucket: &FakeBucket, more: &str) -> String {
@@ -42,13 +42,93 @@ fn images_are_exported_to_a_bucket_and_imported_from_it() {
     assert!(stderr.contains("1 image, ") && stderr.contains("1 image pinned"), "{stderr}");
     assert_eq!(other.listed(&[]), site.listed(&["app:1"]));
     assert!(other.has_all(&images[0]));
-    // Wrong bytes are not imported.
-    let (_registry, third) = Site::empty(&keys);
-    let layer = &images[0].image.layers()[0].digest;
-    bucket.corrupt(&format!("bundles/one/blobs/sha256/{}", layer.trim_start_matches("sha256:")));
-    let (code, _, stderr) = third.run(&["import", place]);
-    assert!(code == Some(1) && stderr.contains("the bytes have the digest"), "{stderr}");
-    assert!(!third.has(layer) && third.listed(&[]).is_empty());
+    bucket.expect_refusals();
+    let (code, _, stderr) = site.run(&["export", "app:1", "--output", "s3://nope/x"]);
+    assert!(code == Some(1) && stderr.contains("s3:// URL of the command"), "{stderr}");
+    // A mistyped prefix, and what cannot be the name of a bucket.
+    let (code, _, stderr) = other.run(&["import", "s3://larder-test/bundles/on"]);
+    assert!(code == Some(1) && stderr.contains("bundles/on/: no image is there"), "{stderr}");
+    let (code, _, stderr) = other.run(&["import", "s3://lar\u{1b}[31mder/x"]);
+    assert!(code == Some(2) && stderr.contains("not the name of a bucket"), "{stderr}");
+    assert!(!stderr.contains('\u{1b}'), "{stderr:?}");
+}
+
+/// The key of a blob.
+fn blob_key(digest: &str) -> String {
+    format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"))
+}
+
+/// The digest of a layer that no other image has.
+fn last_layer(named: &NamedImage) -> String {
+    named.image.layers().pop().expect("a layer").digest
+}
+
+#[test]
+fn damaged_object_prevents_only_the_import_of_its_image() {
+    let bucket = FakeBucket::start();
+    let (registry, site, images) = Site::with_samples(&["app:1", "app:2"]);
+    drop(registry);
+    let keys = object_store(&bucket, "");
+    site.configure(&keys);
+    let place = "s3://larder-test/one";
+    let (_, _, stderr) = site.run(&["export", "--all", "--output", place]);
+    assert_eq!(stderr.matches(&images[0].full()).count(), 1, "each image once: {stderr}");
+    let key = format!("one/{}", blob_key(&last_layer(&images[0])));
+    let bytes = bucket.object(&key).expect("an object");
+    bucket.corrupt(&key);
+
+    let (_registry, other) = Site::empty(&keys);
+    let (code, _, stderr) = other.run(&["import", place, "--pin"]);
+    assert!(code == Some(1) && stderr.contains("1 image pinned"), "{stderr}");
+    let url = format!("{}/larder-test/{key}", bucket.endpoint());
+    for words in ["app:1: not imported; ", &url, "the bytes have the digest", "delete this object"]
+    {
+        assert!(stderr.contains(words), "{words}: {stderr}");
+    }
+    assert_eq!(other.listed(&[]), [images[1].full()]);
+    bucket.put(&key, &bytes);
+    other.run_ok(&["import", place]);
+    assert!(other.listed(&[]).len() == 2 && other.has_all(&images[0]));
+}
+
+#[test]
+fn incomplete_images_of_a_bucket_are_not_imported_and_replace_no_tag() {
+    let bucket = FakeBucket::start();
+    let (registry, site, images) = Site::with_samples(&["app:1", "app:2"]);
+    drop(registry);
+    let keys = object_store(&bucket, "");
+    site.configure(&keys);
+    let place = "s3://larder-test/one";
+    site.run_ok(&["export", "--all", "--output", place]);
+    let key_of = |digest: &str| format!("one/{}", blob_key(digest));
+    let layer = key_of(&last_layer(&images[0]));
+    let record = |part: &str| {
+        let mut keys = bucket.keys().into_iter();
+        keys.find(|key| key.contains(part)).expect("an object")
+    };
+    let manifest = images[0].image.digest();
+    let hex = manifest.trim_start_matches("sha256:").to_owned();
+    for missing in [layer, key_of(&manifest), record(&format!("/_manifests/sha256/{hex}"))] {
+        let bytes = bucket.object(&missing).expect("an object");
+        bucket.remove(&missing);
+        let (_registry, other) = Site::empty(&keys);
+        let (code, _, stderr) = other.run(&["import", place]);
+        let key = missing.trim_start_matches("one/");
+        assert!(
+            code == Some(1) && stderr.contains("app:1: not imported; 1 object missing"),
+            "{stderr}"
+        );
+        assert!(stderr.contains(key), "{key}: {stderr}");
+        assert_eq!(other.listed(&[]), [images[1].full()]);
+        bucket.put(&missing, &bytes);
+    }
+    // The tag of a complete image, and a record of it whose manifest is nowhere.
+    let tag = record("/_tags/1");
+    let text = String::from_utf8(bucket.object(&tag).expect("an object")).expect("JSON");
+    bucket.put(&tag, text.replace(&hex, &"a".repeat(64)).as_bytes());
+    let (code, _, stderr) = site.run(&["import", place]);
+    assert!(code == Some(1) && stderr.contains(&"a".repeat(64)), "{stderr}");
+    assert!(site.run_ok(&["list", "app:1"]).contains("complete"));
 }
 
 #[test]
@@ -66,6 +146,10 @@ fn images_of_a_bucket_are_listed_and_pruned_by_commands() {
     assert_eq!(listed[0]["blobsNotUploaded"], 0);
     assert!(site.run_ok(&["list", "--bucket", "app:2"]).contains("app:2"));
     assert!(!site.run_ok(&["list", "--bucket", "app:2"]).contains("app:1"));
+    for flag in ["--tree", "--digests", "--pinned", "--sort=size"] {
+        let (code, _, stderr) = site.run(&["list", "--bucket", flag]);
+        assert!(code == Some(2) && stderr.contains("does not apply with --bucket"), "{stderr}");
+    }
     let past = std::time::SystemTime::now() - Duration::from_secs(40 * 86_400);
     for key in bucket.keys() {
         bucket.set_modified(&key, past);

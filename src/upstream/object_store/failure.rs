@@ -109,8 +109,8 @@ fn reason(
                 Addressing::VirtualHost => "path",
             };
             format!(
-                "the store has no bucket {bucket}: create it, or correct objectStore.bucket; some \
-                 stores need objectStore.addressing: {other}"
+                "the store has no bucket {bucket}: create it, or correct its name (objectStore.bucket, or \
+                 the s3:// URL of the command); some stores need objectStore.addressing: {other}"
             )
         }
         ("InvalidAccessKeyId" | "XAdminUserNotFound", _) => {

@@ -256,7 +256,7 @@ fn errors_say_what_to_do() {
         (with(301, redirect, ""), wrong_region),
         (with(301, "", endpoint), "the bucket is at b.example.com: set objectStore.endpoint"),
         (with(307, "location: http://127.0.0.1:1/", ""), "correct objectStore.endpoint"),
-        (error(404, "NoSuchBucket"), "no bucket b: create it, or correct objectStore.bucket"),
+        (error(404, "NoSuchBucket"), "no bucket b: create it, or correct its name (objectStore.bucket, or the s3:// URL"),
         (error(403, "AccessDenied"), "the keys do not allow this (objectStore.accessKeyId)"),
         (error(403, "SignatureDoesNotMatch"), "the secret access key does not belong to"),
         (error(403, "InvalidAccessKeyId"), "does not know the access key id"),
