@@ -74,7 +74,8 @@ impl<'a> Part<'a> {
         length: u64,
     ) -> Result<Part<'a>, UpstreamErrorKind> {
         let trouble = RefCell::new(None);
-        let hash = Outgoing::open(source, from, length, &trouble).and_then(|mut reader| {
+        let opened = source.open_for_hash(from, length);
+        let hash = Outgoing::of(opened, source, length, &trouble).and_then(|mut reader| {
             let (mut verifier, mut chunk) =
                 (Verifier::new(Algorithm::Sha256), vec![0; CHUNK_BYTES]);
             loop {
@@ -125,7 +126,7 @@ impl<'a> Content<'a> {
             Content::None => Ok(Box::new(io::empty())),
             Content::Bytes(bytes) => Ok(Box::new(bytes)),
             Content::Part(Part { source, from, length, .. }) => {
-                Ok(Box::new(Outgoing::open(source, from, length, trouble)?))
+                Ok(Box::new(Outgoing::of(source.open(from, length), source, length, trouble)?))
             }
         }
     }
@@ -144,13 +145,13 @@ struct Outgoing<'a> {
 }
 
 impl<'a> Outgoing<'a> {
-    fn open(
+    fn of(
+        opened: io::Result<Box<dyn Read + Send + 'a>>,
         source: &'a dyn UploadSource,
-        from: u64,
         length: u64,
         trouble: &'a RefCell<Option<UpstreamErrorKind>>,
     ) -> io::Result<Outgoing<'a>> {
-        let inner = source.open(from, length).inspect_err(|error| note(trouble, error))?;
+        let inner = opened.inspect_err(|error| note(trouble, error))?;
         Ok(Outgoing { inner, source, bytes_left: length, trouble })
     }
 }

@@ -188,6 +188,14 @@ pub trait UploadSource: Sync {
     /// If it cannot be read. The upload then fails, and is not repeated.
     fn open(&self, from: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>>;
 
+    /// As [`UploadSource::open`], for bytes that are hashed and not sent, so that a limited rate does not apply.
+    ///
+    /// # Errors
+    /// As [`UploadSource::open`].
+    fn open_for_hash(&self, from: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
+        self.open(from, length)
+    }
+
     /// Whether the upload should end early.
     fn is_cancelled(&self) -> bool;
 

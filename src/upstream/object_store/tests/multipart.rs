@@ -1,5 +1,7 @@
 //! Uploads in parts.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::super::content::Hash;
 use super::server::{Server, error, ok, with};
 use super::*;
@@ -263,4 +265,49 @@ fn content_that_cannot_be_read_is_not_the_fault_of_the_store() {
             assert!(!error.is_temporary() && server.got().is_empty());
         }
     }
+}
+
+/// Content that counts how it is opened.
+struct Counted {
+    sent: AtomicUsize,
+    hashed: AtomicUsize,
+}
+
+impl UploadSource for Counted {
+    fn size(&self) -> u64 {
+        CONTENT.len() as u64
+    }
+
+    fn sha256(&self) -> Option<[u8; 32]> {
+        None
+    }
+
+    fn open(&self, from: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        let from = usize::try_from(from).unwrap();
+        Ok(Box::new(&CONTENT[from..from + usize::try_from(length).unwrap()]))
+    }
+
+    fn open_for_hash(&self, from: u64, length: u64) -> io::Result<Box<dyn Read + Send + '_>> {
+        self.hashed.fetch_add(1, Ordering::Relaxed);
+        let from = usize::try_from(from).unwrap();
+        Ok(Box::new(&CONTENT[from..from + usize::try_from(length).unwrap()]))
+    }
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn part_is_opened_once_for_its_hash_and_once_to_be_sent() {
+    let missing = with(404, "", "");
+    let begun = [missing, ok(NO_UPLOADS), ok(BEGUN), ok(NO_PARTS)];
+    let sent = [part(1), part(2), part(3), ok(COMPLETED)];
+    let server = Server::start(begun.into_iter().chain(sent));
+    let content = Counted { sent: AtomicUsize::new(0), hashed: AtomicUsize::new(0) };
+    let put = store_at(&server).upload("k", &content, Condition::IfAbsent).unwrap();
+    assert_eq!(put, DONE());
+    let counts = [&content.sent, &content.hashed].map(|count| count.load(Ordering::Relaxed));
+    assert_eq!(counts, [3, 3]);
 }
