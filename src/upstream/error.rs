@@ -270,6 +270,17 @@ impl UpstreamError {
         }
     }
 
+    /// Whether an object store cannot be used, rather than lacking an object or a range: there are no keys, they do not allow
+    /// the request, or the bucket does not exist or is elsewhere.
+    pub(super) fn is_refusal_of_the_store(&self) -> bool {
+        match &self.kind {
+            UpstreamErrorKind::Credentials { .. }
+            | UpstreamErrorKind::CredentialsUnavailable { .. } => true,
+            UpstreamErrorKind::ObjectStore { status, .. } => *status != 416 && !self.is_not_found(),
+            _ => false,
+        }
+    }
+
     /// The status and the error code of an object store.
     pub(super) fn store_code(&self) -> Option<(u16, &str)> {
         match &self.kind {

@@ -164,7 +164,7 @@ parts_were_sent_once a
 echo "uploaded: $(metric a larder_uploads_total 'outcome="sent"') objects"
 is_ready a
 larder_logs() { grep -m 1 -E -- "$2" "$LOGS/$1.log" || fail "not in the log of $1: $2"; } # NAME REGEX
-larder_logs a 'objectStore: .*reachable, writable, supports If-None-Match, verifies checksums'
+larder_logs a 'objectStore: .*reachable, readable, writable, supports If-None-Match, verifies checksums'
 replica_stop a
 
 step "the registry is gone: a replica with an empty directory serves skopeo and containerd from the bucket"
@@ -299,7 +299,7 @@ objects_are_right() {
     $(bucket_s3 get "$(blob_key a "$HELLO_DIGEST")" | sha256sum) == "${HELLO_DIGEST#*:} "* ]]
 }
 wait_until "$DRAIN_LIMIT" "the right objects" objects_are_right
-larder_logs c 'has the wrong content; it will be replaced'
+larder_logs c 'has the wrong content and is not used'
 replica_stop c
 
 # ---- Settings ------------------------------------------------------------------------------------------------------------

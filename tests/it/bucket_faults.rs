@@ -2,8 +2,9 @@
 
 use std::fs;
 
-use larder::cache::{BlobAccess, FreshnessPolicy, OnUpstreamDelete, Ttl};
+use larder::cache::{BlobAccess, BucketStatus, FreshnessPolicy, OnUpstreamDelete, Ttl};
 use larder::oci::{Record, TagRecord};
+use larder::upstream::BreakerState;
 
 use crate::support::larder::{Larder, Settings, blob, manifest, seconds, until};
 use crate::support::{FakeBucket, FakeRegistry, Fault, Image, On, Operation, bytes};
@@ -378,4 +379,72 @@ fn wrong_object_is_not_read_again_and_again() {
         let got = larder.get(&blob(REPOSITORY, &digest));
         got.status == 200 && got.complete
     });
+}
+
+fn status(larder: &Larder) -> BucketStatus {
+    larder.cache().bucket_status().expect("a bucket")
+}
+
+#[test]
+fn uploads_count_as_failing_until_everything_that_has_failed_is_uploaded() {
+    let (bucket, registry, refused) = site(MIB);
+    let good = Image::sample("good");
+    registry.add(REPOSITORY, "good", &good);
+    let (digest, key) = last_layer(&refused);
+    bucket.fault(On::s3(Operation::PutObject, &key), Fault::s3_error(400, "EntityTooLarge"));
+    let larder = larder(&registry, &bucket);
+    larder.pull_image(REPOSITORY, "v1", &refused);
+    larder.wait_until_cached(&digest);
+    until("a failure", || status(&larder).failure.is_some());
+    larder.pull_image(REPOSITORY, "good", &good);
+    bucket.wait_for(Operation::PutObject, "*/_tags/good", 1);
+    until("the end of that upload", || status(&larder).running == 0);
+    assert!(status(&larder).failure.is_some(), "the layer is not uploaded");
+    bucket.clear_faults();
+    larder.wait_until_uploaded(&bucket);
+    until("the end of the failure", || status(&larder).failure.is_none());
+}
+
+#[test]
+fn bucket_that_fails_at_the_start_is_examined_again() {
+    let (bucket, registry, _) = site(1);
+    let probe = |larder: &Larder| status(larder).probe;
+    bucket.down();
+    let larder = larder(&registry, &bucket);
+    until("a probe", || probe(&larder).is_some_and(|probe| probe.error.is_some()));
+    bucket.up();
+    until("another probe", || {
+        probe(&larder).is_some_and(|probe| probe.error.is_none() && probe.has_create_if_absent)
+    });
+    // One that may only be written.
+    bucket.fault(On::s3(Operation::GetObject, "probe/*"), Fault::s3_error(403, "AccessDenied"));
+    let second = self::larder(&registry, &bucket);
+    until("a probe", || probe(&second).is_some_and(|probe| !probe.is_readable));
+    bucket.clear_faults();
+    until("another probe", || probe(&second).is_some_and(|probe| probe.is_readable));
+}
+
+#[test]
+fn bucket_that_refuses_to_be_read_is_reported_and_skipped() {
+    for (code, refusal) in
+        [(403, "AccessDenied"), (404, "NoSuchBucket"), (301, "PermanentRedirect")]
+    {
+        let (bucket, registry, image) = site(1);
+        bucket.fault(On::s3(Operation::GetObject, "*"), Fault::s3_error(code, refusal));
+        let larder = larder(&registry, &bucket);
+        larder.pull_image(REPOSITORY, "v1", &image);
+        let reads = status(&larder).reads.expect("it was read");
+        assert_ne!(reads.breaker, BreakerState::Closed, "{refusal}");
+        let failure = reads.last_failure.expect("a failure");
+        assert!(failure.contains(refusal) && reads.failing_since.is_some(), "{failure}");
+    }
+}
+
+#[test]
+fn object_that_is_missing_does_not_count_as_a_failure_of_the_bucket() {
+    let (bucket, registry, image) = site(1);
+    let larder = larder(&registry, &bucket);
+    larder.pull_image(REPOSITORY, "v1", &image);
+    let reads = status(&larder).reads.expect("it was read");
+    assert_eq!((reads.breaker, reads.last_failure), (BreakerState::Closed, None));
 }

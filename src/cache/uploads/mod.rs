@@ -12,6 +12,7 @@
 //!   the server has are not sent again.
 
 mod objects;
+mod outage;
 mod parts;
 mod source;
 mod status;
@@ -29,6 +30,7 @@ use super::{Cache, lock};
 use crate::metrics::Metrics;
 use crate::store::{OutgoingContent, OutgoingEntry, OutgoingKind, Store};
 use crate::upstream::{Bucket, EndpointStatus, Probe, Throttle, UpstreamError};
+use outage::{Delay, Outage};
 use parts::Plans;
 
 pub(super) use source::Upload;
@@ -43,9 +45,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 const BATCH: usize = 65_536;
 /// After so many failures in a row, the bucket counts as failing.
 const FAILURES_MAX: usize = 8;
-/// The longest pause of an upload that fails while others succeed, and how many of these are remembered.
-const DELAY_MAX: Duration = Duration::from_secs(3600);
-const DELAYED_MAX: usize = 16_384;
 /// How long to wait before what is cached is queued again after a failure of that.
 const SEEDED_AGAIN_AFTER: Duration = Duration::from_secs(600);
 
@@ -80,7 +79,7 @@ pub(super) struct Shared {
     running: AtomicUsize,
     done: AtomicU64,
     sent_bytes: AtomicU64,
-    failure: Mutex<Option<(SystemTime, String)>>,
+    outage: Mutex<Option<Outage>>,
     is_stopped: AtomicBool,
     plans: Mutex<Plans>,
     delayed: Mutex<HashMap<OutgoingEntry, Delay>>,
@@ -112,7 +111,7 @@ impl UploadThread {
             running: AtomicUsize::new(0),
             done: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
-            failure: Mutex::default(),
+            outage: Mutex::default(),
             is_stopped: AtomicBool::new(false),
             plans: Mutex::default(),
             delayed: Mutex::default(),
@@ -146,10 +145,12 @@ impl Batch {
     }
 }
 
-/// When an upload that has failed is tried again.
-struct Delay {
-    until: Instant,
+/// When the bucket is examined again, after it could not be used.
+struct NextProbe {
+    at: Instant,
     wait: Duration,
+    /// The failure, which is logged once.
+    failure: String,
 }
 
 /// What has become of an upload.
@@ -188,14 +189,20 @@ impl Shared {
             running: self.running.load(Ordering::Relaxed),
             done: self.done.load(Ordering::Relaxed),
             sent_bytes: self.sent_bytes.load(Ordering::Relaxed),
-            failure: lock(&self.failure).clone(),
+            failure: lock(&self.outage).as_ref().map(|outage| (outage.since, outage.text.clone())),
         }
     }
 
     fn run(&self, cache: &Cache, stopped: &Receiver<()>) {
         if self.settings.is_read_only {
-            self.probe();
-            // Nothing to do but to keep the status.
+            // Nothing else to do but to keep the status.
+            let mut next_probe = self.probe(None);
+            while let Some(next) = next_probe {
+                match stopped.recv_timeout(next.wait) {
+                    Err(RecvTimeoutError::Timeout) => next_probe = self.probe(Some(next)),
+                    _ => return,
+                }
+            }
             let _ = stopped.recv();
             return;
         }
@@ -203,9 +210,12 @@ impl Shared {
         if let Some(_lock) = self.store.lock_uploads() {
             self.seed(stopped);
         }
-        self.probe();
+        let mut next_probe = self.probe(None);
         let mut pause = PAUSE_MIN;
         while !self.is_stopped(stopped) {
+            if next_probe.as_ref().is_some_and(|next| Instant::now() >= next.at) {
+                next_probe = self.probe(next_probe);
+            }
             let round = match self.store.lock_uploads() {
                 Some(_lock) => {
                     self.seed(stopped);
@@ -238,22 +248,38 @@ impl Shared {
             || matches!(stopped.try_recv(), Err(TryRecvError::Disconnected))
     }
 
-    /// Finds out what the bucket can do, and reports it.
-    fn probe(&self) {
+    /// Finds out what the bucket can do, and reports it. If it cannot be used, that is repeated: it may be down.
+    fn probe(&self, before: Option<NextProbe>) -> Option<NextProbe> {
         let url = self.bucket.store.url();
         let (probe, found) = examine_bucket(&self.bucket.store, self.settings.is_read_only);
+        let is_unreadable = probe.as_ref().is_some_and(|probe| !probe.is_readable);
         if probe.is_some() {
             *lock(&self.probe) = probe;
         }
-        match found {
-            Ok(capabilities) => log::info!(
-                endpoint:% = url, capabilities:%; "objectStore: the bucket was examined"
-            ),
-            Err(error) => log::error!(
-                endpoint:% = url, error:%;
-                "objectStore: the bucket cannot be used; cached content, peers and registries are used meanwhile"
-            ),
+        let failure = match &found {
+            Ok(capabilities) if !is_unreadable => {
+                log::info!(
+                    endpoint:% = url, capabilities:%; "objectStore: the bucket was examined"
+                );
+                return None;
+            }
+            Ok(capabilities) => capabilities.clone(),
+            Err(error) => error.to_string(),
+        };
+        if before.as_ref().is_none_or(|before| before.failure != failure) {
+            match found {
+                Ok(capabilities) => log::error!(
+                    endpoint:% = url, capabilities:%;
+                    "objectStore: the bucket cannot be read; allow the keys to get objects"
+                ),
+                Err(error) => log::error!(
+                    endpoint:% = url, error:%;
+                    "objectStore: the bucket cannot be used; cached content, peers and registries are used meanwhile"
+                ),
+            }
         }
+        let wait = before.map_or(PAUSE_MIN, |before| (before.wait * 2).min(PAUSE_MAX));
+        Some(NextProbe { at: Instant::now() + wait, wait, failure })
     }
 
     /// Queues what was cached before there was a bucket, or what is not known to be queued because the queue was removed.
@@ -292,6 +318,7 @@ impl Shared {
     fn upload_batch(&self, now: SystemTime, stopped: &Receiver<()>) -> Round {
         let (entries, count) = self.store.outgoing(BATCH);
         self.queued.store(count, Ordering::Relaxed);
+        self.forget_delays(&entries, count);
         if entries.is_empty() {
             return Round::Empty;
         }
@@ -344,7 +371,7 @@ impl Shared {
                 batch.done.fetch_add(1, Ordering::Relaxed);
                 batch.failures.store(0, Ordering::Relaxed);
             }
-            Ok(false) => {}
+            Ok(false) => drop(lock(&self.delayed).remove(entry)),
             Err(error) => {
                 self.note_failure(&error, now);
                 if error.is_unreachable() {
@@ -353,13 +380,7 @@ impl Shared {
                 }
                 // It may be about this object only. Several in a row are about the bucket.
                 batch.failures.fetch_add(1, Ordering::Relaxed);
-                let mut delayed = lock(&self.delayed);
-                if delayed.len() >= DELAYED_MAX {
-                    delayed.clear();
-                }
-                let before = delayed.get(entry).map_or(PAUSE_MIN, |delay| delay.wait * 2);
-                let wait = before.min(DELAY_MAX);
-                delayed.insert(entry.clone(), Delay { until: Instant::now() + wait, wait });
+                self.delay(entry);
             }
         }
     }
@@ -406,27 +427,7 @@ impl Shared {
             );
         }
         self.store.finish_outgoing(entry, &file);
-        if let Some((since, _)) = lock(&self.failure).take() {
-            let outage = now.duration_since(since).unwrap_or_default();
-            log::info!(
-                outage_ms = outage.as_secs_f64() * 1e3; "objectStore: uploads succeed again"
-            );
-        }
+        self.note_success(entry, now);
         Ok(true)
-    }
-
-    fn note_failure(&self, error: &UpstreamError, now: SystemTime) {
-        let mut failure = lock(&self.failure);
-        // Once for each outage.
-        match failure.as_mut() {
-            Some((_, text)) => *text = error.to_string(),
-            None => {
-                log::warn!(
-                    files = self.queued.load(Ordering::Relaxed), error:%;
-                    "objectStore: uploads fail; they wait"
-                );
-                *failure = Some((now, error.to_string()));
-            }
-        }
     }
 }

@@ -25,7 +25,7 @@ pub struct BucketStatus {
     pub done: u64,
     /// How many bytes were sent since the start.
     pub sent_bytes: u64,
-    /// The last failure of an upload, and when it happened; `None` once one has succeeded.
+    /// The last failure of an upload, and when the first one happened; `None` once everything that has failed is uploaded.
     pub failure: Option<(SystemTime, String)>,
 }
 
@@ -50,6 +50,7 @@ fn bucket_capabilities(probe: &Probe) -> String {
     let mut add = |can: bool, yes: &'static str, no: &'static str| {
         parts.push(if can { yes } else { no });
     };
+    add(probe.is_readable, "readable", "not readable");
     add(probe.is_writable, "writable", "not writable");
     add(probe.has_create_if_absent, "supports If-None-Match", "does not support If-None-Match");
     add(

@@ -121,7 +121,7 @@ impl Bucket {
     pub fn note_wrong(&self, key: &str) {
         log::warn!(
             endpoint:% = self.store.url(), file = key;
-            "objectStore: an object has the wrong content; it will be replaced"
+            "objectStore: an object has the wrong content and is not used; unless readOnly is set, it is replaced"
         );
         let mut known = self.known();
         known.present.remove(key);

@@ -221,6 +221,8 @@ impl GuardedEndpoint {
         let verdict = match failure {
             // It says what the registry has said, and may have everything else.
             Some(error) if self.is_peer() && error.is_response() => Verdict::Answers,
+            // A client cannot make it refuse a request: there are no permissions for some objects only.
+            Some(error) if self.is_bucket() && error.is_refusal_of_the_store() => Verdict::Down,
             _ => Verdict::of(rate_limits, &result),
         };
         let mut should_probe = false;

@@ -18,6 +18,15 @@ pub(super) const TIME_TOO_SKEWED: &str = "RequestTimeTooSkewed";
 /// The codes of a store that does not accept the keys.
 const KEY_CODES: [&str; 4] =
     ["ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"];
+/// The codes of a store without space, or of a bucket that has reached its quota, in whatever status.
+const FULL_CODES: [&str; 6] = [
+    "InsufficientStorage",
+    "QuotaExceeded",
+    "XAdminBucketQuotaExceeded",
+    "XMinioAdminBucketQuotaExceeded",
+    "XMinioStorageFull",
+    "XMinioDiskFull",
+];
 
 /// A response that is not a success.
 #[derive(Debug)]
@@ -128,6 +137,10 @@ fn reason(
             Some(skew) => format!("{skew}: set the clock"),
             None => "this machine's clock differs from the store's: set the clock".to_owned(),
         },
+        (code, status) if status == 507 || FULL_CODES.contains(&code) => format!(
+            "the bucket {bucket} is full: give it or the store more space, or remove images \
+             (objectStore.maxSize, objectStore.unusedFor)"
+        ),
         ("AccessDenied" | "AllAccessDisabled", _) | (_, 401 | 403) => format!(
             "the keys do not allow this (objectStore.accessKeyId): they need to get, put, delete and list \
              objects in the bucket {bucket}, and to list and abort multipart uploads"

@@ -349,7 +349,8 @@ impl ObjectStore {
     /// # Errors
     /// [`UpstreamError`] if it cannot.
     pub fn reach(&self) -> Result<(), UpstreamError> {
-        match self.head(LOOKED_FOR) {
+        // HEAD has no error code, so a missing bucket would look like a missing object.
+        match self.get(LOOKED_FOR, 0, None) {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }

@@ -97,12 +97,13 @@ function bucketNode({ url, reads, readOnly, probe, queued, running, done, bytesS
 
 function bucketHealth(reads, failure, probe) {
   if (reads !== null && reads.breaker !== 'closed') return health(reads.breaker, 1, null);
+  if (probe !== null && probe.error === null && !probe.readable) return badge('bad', 'not readable');
   if (failure !== null || (probe !== null && probe.error !== null)) return badge('bad', 'uploads fail');
   return badge('good', 'healthy');
 }
 
-function capabilities({ writable, createsIfAbsent, verifiesChecksums }) {
-  const lacks = [writable ? null : 'is not writable', createsIfAbsent ? null : 'does not support If-None-Match',
+function capabilities({ readable, writable, createsIfAbsent, verifiesChecksums }) {
+  const lacks = [readable ? null : 'is not readable', writable ? null : 'is not writable', createsIfAbsent ? null : 'does not support If-None-Match',
     verifiesChecksums ? null : 'does not verify checksums'].filter((text) => text !== null);
   return lacks.length === 0 ? null : lacks.join(', ');
 }
