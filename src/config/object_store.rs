@@ -1,5 +1,6 @@
 //! `objectStore`: its keys, and the settings of the bucket and of the uploads.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use super::file::{AddressingName, SweepName, TlsEntry};
@@ -11,13 +12,14 @@ use super::value::{EndpointUrl, Hidden, Rate, Size, Span, Text};
 use super::{ConfigError, aws, registry};
 use crate::cache::{BucketLimits, UploadSettings};
 use crate::upstream::{
-    Addressing, Endpoint, FixedKeys, KeySettings, ObjectStoreSettings, Scheme, Secret, SecretSource,
+    Addressing, ApiPath, Endpoint, FixedKeys, KeySettings, ObjectStoreSettings, Scheme, Secret,
+    SecretSource,
 };
 
 /// The host of Amazon's service ends with one of these.
 const AMAZON: [&str; 2] = [".amazonaws.com", ".amazonaws.com.cn"];
-/// Parts of a multipart upload are at least this large, except the last (S3 API reference).
-const PART_BYTES_MIN: u64 = 5 << 20;
+/// The sizes of parts of a multipart upload, except the last (S3 API reference).
+const PART_BYTES: RangeInclusive<u64> = 5 << 20..=5 << 30;
 /// The region of stores that have none.
 const NO_REGION: &str = "us-east-1";
 
@@ -33,7 +35,8 @@ section! {
         "endpoint" endpoint: Option<Text<EndpointUrl>> = None, default "Amazon S3 in `region`";
         /// The region of the bucket.
         "region" region: Option<String> = None, default "`AWS_REGION`, or `us-east-1`";
-        /// What precedes all keys, so that several caches can use one bucket.
+        /// What precedes all keys, so that several caches can use one bucket: one or more names of letters, digits and `-._=`
+        /// with `/` in between.
         "prefix" prefix: Option<String> = None;
         /// How requests name the bucket: `path` (`https://host/bucket/…`) or `virtual` (`https://bucket.host/…`).
         "addressing" addressing: Option<AddressingName> = None, default "`virtual` for Amazon, otherwise `path`";
@@ -55,7 +58,7 @@ section! {
         "uploads" uploads: Count = Count(4);
         /// Bytes per second that all uploads may use together.
         "uploadRate" upload_rate: Option<Text<Rate>> = None;
-        /// Larger objects are uploaded in parts of this size, and continued after an interruption. At least `5MiB`.
+        /// Larger objects are uploaded in parts of this size, and continued after an interruption. From `5MiB` to `5GiB`.
         "partSize" part_size: Text<Size> = Text(Size(PART_SIZE));
         /// The size of the bucket above which the images that were used least recently are removed from it. Images that were
         /// used within a day stay.
@@ -82,6 +85,12 @@ pub(super) fn bucket(entry: &ObjectStoreEntry) -> Result<ObjectStoreSettings, Co
         aws::environment(|name| std::env::var(name).ok()).map_err(refuse)?;
     check_bucket(&entry.bucket).map_err(refuse)?;
     let region = entry.region.clone().or(default_region);
+    region.as_deref().map_or(Ok(()), check_region).map_err(refuse)?;
+    for (key, url) in
+        [("endpoint", &entry.endpoint), ("redirectEndpoint", &entry.redirect_endpoint)]
+    {
+        url.as_ref().map_or(Ok(()), |url| check_path(key, &url.0.0)).map_err(refuse)?;
+    }
     let endpoint = match (&entry.endpoint, &region) {
         (Some(url), _) => url.0.0.clone(),
         (None, Some(region)) => {
@@ -105,8 +114,8 @@ pub(super) fn bucket(entry: &ObjectStoreEntry) -> Result<ObjectStoreSettings, Co
     };
     let tls = entry.tls.as_ref().map(registry::tls_settings).transpose().map_err(refuse)?;
     let part_bytes = entry.part_size.0.0;
-    if part_bytes < PART_BYTES_MIN {
-        return Err(refuse("partSize must be at least 5MiB, which S3 requires".into()));
+    if !PART_BYTES.contains(&part_bytes) {
+        return Err(refuse("partSize must be 5MiB to 5GiB, which S3 requires".into()));
     }
     Ok(ObjectStoreSettings {
         endpoint,
@@ -197,8 +206,14 @@ fn fixed_keys(entry: &ObjectStoreEntry) -> Result<Option<FixedKeys>, String> {
                 .into());
         }
     };
+    if entry.access_key_id.is_some() && entry.profile.is_some() {
+        return Err("keep either accessKeyId or profile: each says where the keys are".into());
+    }
     match (&entry.access_key_id, secret) {
         (None, None) => Ok(None),
+        (Some(id), Some(_)) if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err(format!("accessKeyId: {id:?} is not an access key id"))
+        }
         (Some(id), Some(secret)) => {
             Ok(Some(FixedKeys { id: id.clone(), secret, session_token: None }))
         }
@@ -224,6 +239,26 @@ pub fn prefix(text: &str) -> Result<String, String> {
         _ => {
             Err("prefix is one or more names of letters, digits and -._= with / in between".into())
         }
+    }
+}
+
+/// A region is a part of signatures, and of the host of Amazon's service.
+fn check_region(name: &str) -> Result<(), String> {
+    let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    match (1..=63).contains(&name.len()) && name.bytes().all(is_legal) {
+        true => Ok(()),
+        false => Err(format!("region: {name:?} is not the name of a region")),
+    }
+}
+
+/// The bucket, or the object, follows the host.
+fn check_path(key: &str, endpoint: &Endpoint) -> Result<(), String> {
+    match endpoint.api == ApiPath::default() {
+        true => Ok(()),
+        false => Err(format!(
+            "{key}: leave out the path after {}: the bucket is set by bucket, and what precedes its keys by prefix",
+            endpoint.authority
+        )),
     }
 }
 

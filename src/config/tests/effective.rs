@@ -64,7 +64,7 @@ unlistedRegistries: deny
 unlistedPorts: [443, 5000]
 parents: ['http://larder.rack:8080', {url: 'https://larder.site', kind: larder, access: client, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}]
 peers: {dns: larder-peers.larder.svc, port: 8081, scheme: https, auth: {user: u, passwordFile: /p}, tls: {ca: /ca}}
-objectStore: {bucket: b, endpoint: 'https://s3.lan', region: r, prefix: a/b, addressing: virtual, accessKeyId: k, secretAccessKeyFile: /s, profile: p, tls: {ca: /ca}, readOnly: false, uploads: 2, uploadRate: 1MiB, partSize: 10MiB, maxSize: 1TB, unusedFor: 30d, sweep: never, redirect: true, redirectEndpoint: 'https://s3.example.com'}
+objectStore: {bucket: b, endpoint: 'https://s3.lan', region: r, prefix: a/b, addressing: virtual, accessKeyId: k, secretAccessKeyFile: /s, tls: {ca: /ca}, readOnly: false, uploads: 2, uploadRate: 1MiB, partSize: 10MiB, maxSize: 1TB, unusedFor: 30d, sweep: never, redirect: true, redirectEndpoint: 'https://s3.example.com'}
 registries:
   - name: docker.io
     description: for people
@@ -89,6 +89,7 @@ fn shown_settings_parse_to_the_same_settings() {
         "freeSpace: 1GiB\nmetrics: 1\nhealth: 2",
         "platforms: [all]",
         "peers: {urls: ['http://a:1', 'https://b']}",
+        "objectStore: {bucket: b, region: r, profile: p}",
     ] {
         let (given, shown) = (settings(text).unwrap(), settings(text).unwrap().to_yaml());
         let again = settings(&shown).unwrap_or_else(|error| panic!("{error}:\n{shown}"));
@@ -104,13 +105,15 @@ fn every_key_is_shown() {
     let mut names = Vec::new();
     keys().iter().for_each(|key| collect(key, &mut names));
     for name in &names {
-        // A registry's scheme is shown in the URL of its endpoint, its secrets are in another test, and `urls` excludes `dns`.
+        // A registry's scheme is shown in the URL of its endpoint, its secrets are in another test; `urls` excludes
+        // `dns`, and `profile` excludes `accessKeyId`.
         let elsewhere = [
             "scheme",
             "password",
             "passwordFromEnv",
             "static",
             "urls",
+            "profile",
             "secretAccessKey",
             "secretAccessKeyFromEnv",
         ];

@@ -301,7 +301,16 @@ fn bucket_is_named_completely() {
     assert!(settings(&format!("objectStore: {{{keys}}}")).is_ok());
     for (more, words) in [
         ("secretAccessKeyFile: /s", "keep one of"),
-        ("partSize: 1MiB", "at least 5MiB"),
+        ("partSize: 1MiB", "must be 5MiB to 5GiB"),
+        ("partSize: 6GiB", "must be 5MiB to 5GiB"),
+        ("region: ''", "is not the name of a region"),
+        ("region: 'eu central'", "is not the name of a region"),
+        ("region: \"eu\\e[31m\"", "is not the name of a region"),
+        ("profile: p", "either accessKeyId or profile"),
+        (
+            "redirect: true, redirectEndpoint: 'https://s3.example.com/b'",
+            "redirectEndpoint: leave out the path",
+        ),
         ("prefix: a//b", "prefix is"),
         ("maxSize: 0", "would keep nothing"),
         ("unusedFor: 0", "would keep nothing"),
@@ -314,6 +323,11 @@ fn bucket_is_named_completely() {
         ("{bucket: 'a/b', endpoint: 'https://s3.lan'}", "not the name of a bucket"),
         ("{bucket: b, endpoint: 'https://s3.lan', accessKeyId: k}", "belong together"),
         ("{endpoint: 'https://s3.lan'}", "bucket"),
+        ("{bucket: b, endpoint: 'http://h/some/path'}", "endpoint: leave out the path after h:"),
+        (
+            "{bucket: b, endpoint: 'https://s3.lan', accessKeyId: '', secretAccessKey: s}",
+            "is not an access key id",
+        ),
     ] {
         let error = settings(&format!("objectStore: {entry}")).unwrap_err();
         assert!(error.contains(words), "{error}");
