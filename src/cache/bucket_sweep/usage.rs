@@ -25,7 +25,7 @@ const PINS_KEPT: Duration = Duration::from_secs(30 * 86_400);
 /// What one cache knows.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Usage {
-    /// When each image was pulled, in seconds since 1970.
+    /// When each image was pulled, in seconds since 1970 by the store's clock.
     images: HashMap<String, u64>,
     /// Its pins. They count as long as the cache writes, and for [`PINS_KEPT`] after that.
     #[serde(default)]
@@ -73,13 +73,20 @@ pub(super) fn write(
     pins: Vec<String>,
 ) -> Result<(), UpstreamError> {
     let mut usage = Usage { pins, ..Usage::default() };
+    let (store, own) = (bucket.now(), SystemTime::now());
     local.each_usage(&mut |image| {
         if let Some(pulled) = image.pulled {
-            usage.images.insert(image.image, pulled);
+            usage.images.insert(image.image, by_clock_of(store, own, pulled));
         }
         true
     });
     put(bucket, &format!("{USAGE}{instance}"), &usage)
+}
+
+/// A time of this cache, in seconds since 1970, by the store's clock, with which sweeps compare it.
+fn by_clock_of(store: SystemTime, own: SystemTime, time: u64) -> u64 {
+    let ahead = to_seconds(store).cast_signed() - to_seconds(own).cast_signed();
+    time.saturating_add_signed(ahead)
 }
 
 /// Reads what all caches know. Changes nothing.
@@ -156,4 +163,19 @@ fn put(bucket: &ObjectStore, key: &str, usage: &Usage) -> Result<(), UpstreamErr
     // A map of texts and numbers has a JSON form.
     let json = serde_json::to_vec(usage).unwrap_or_default();
     bucket.put(key, &json, Condition::None).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uses_are_written_with_the_time_of_the_store() {
+        let at = |seconds| from_seconds(seconds).unwrap();
+        for (store, own, time, expected) in
+            [(500, 500, 100, 100), (900, 500, 100, 500), (450, 500, 100, 50), (0, 500, 100, 0)]
+        {
+            assert_eq!(by_clock_of(at(store), at(own), time), expected);
+        }
+    }
 }
