@@ -200,12 +200,13 @@ fn upload(
 }
 
 /// Copies the images of a bucket into the cache directory, and reports each. One that is incomplete or damaged does not
-/// prevent the import of the others.
+/// prevent the import of the others. `is_private`: whether the registry of a repository decides who may pull.
 ///
 /// # Errors
 /// [`CopyError`]. The images that were reported before are complete.
 pub fn copy_from_bucket(
     sweeper: &Sweeper<'_>,
+    is_private: &dyn Fn(&ImageName) -> bool,
     report: &mut dyn FnMut(&CopyEvent<'_>),
 ) -> Result<CopySummary, CopyError> {
     let mut import = Import {
@@ -220,6 +221,9 @@ pub fn copy_from_bucket(
         else {
             continue;
         };
+        if is_private(&name) {
+            sweeper.local.mark_private(parts.blobs.iter().chain(&parts.manifests))?;
+        }
         match import.image(&name, &reference, image.digest, &parts)? {
             Ok(()) => {
                 import.summary.images += 1;
