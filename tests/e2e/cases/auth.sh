@@ -127,7 +127,7 @@ printf '%s\n' "$WRONG" >"$PASSWORD_FILE"
 larder_start
 denied none.test
 
-rejections() { larder_lines "WARN  the credentials in registries\[\]\.auth are refused upstream=$1 "; }
+rejections() { larder_lines "WARN  the credentials for an endpoint are refused upstream=$1 "; }
 step "with wrong credentials pulls fail immediately, and the log has one line"
 for registry in wrong.test file.test; do
   for _ in {1..3}; do

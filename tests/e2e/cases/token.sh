@@ -140,7 +140,7 @@ for _ in {1..3}; do
   expect_status "a blob" 404
 done
 equal "log lines that the credentials are rejected" 1 \
-  "$(larder_lines 'WARN  the credentials in registries\[\]\.auth are refused upstream=wrong\.test ')"
+  "$(larder_lines 'WARN  the credentials for an endpoint are refused upstream=wrong\.test ')"
 equal "all warnings" 1 "$(larder_lines ' (WARN|ERROR) ')"
 (($(tokens 401 "$CLIENT_USER") > 0)) || fail "the token server has not rejected a request"
 must_fail "skopeo with the wrong password" copy "$THROUGH/wrong.test/demo/hello:v1" nothing
