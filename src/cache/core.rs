@@ -15,7 +15,7 @@ use super::negative::{Asked, NegativeCache};
 use super::redirects::Redirects;
 use super::scheduler::{Class, Purpose, Scheduler};
 use super::uploads::BucketStatus;
-use super::{CacheError, Clock, How, PATIENCE, PullAccess, Settings, access, lock, uploads};
+use super::{CacheError, Clock, How, PATIENCE, Settings, access, lock, uploads};
 use crate::client_address::ClientAddress;
 use crate::events::Events;
 use crate::flight::{Follower, Joined, Leader};
@@ -178,21 +178,21 @@ impl Core {
 
     /// Notes what a manifest refers to, if its registry decides who may pull it.
     pub(super) fn note_private(&self, name: &ImageName, digest: Digest, manifest: &Manifest) {
-        if self.settings().access.of(name) == PullAccess::Client {
+        if self.settings().access.is_private(name) {
             self.private.add_manifest(&self.store, digest, manifest);
         }
     }
 
     /// Notes that a blob comes from a repository, if its registry decides who may pull it. Called before it gets its name.
     pub(super) fn note_private_blob(&self, name: &ImageName, digest: Digest) {
-        if self.settings().access.of(name) == PullAccess::Client {
+        if self.settings().access.is_private(name) {
             self.private.add(&self.store, &[digest]);
         }
     }
 
     /// Whether a repository is fetched with the logins of clients, so that Larder itself cannot know what is in it.
     pub(super) fn is_for_clients(&self, name: &ImageName) -> bool {
-        self.settings().access.of(name) == PullAccess::Client && !self.sources.has_credentials(name)
+        self.settings().access.is_private(name) && !self.sources.has_credentials(name)
     }
 
     /// # Errors

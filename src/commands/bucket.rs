@@ -12,7 +12,7 @@ use super::selection::Selected;
 use super::{CommandError, existing_store, note, printed, table};
 use crate::bundle::BundleError;
 use crate::cache::{
-    BucketImage, CopyError, CopyEvent, CopySummary, PullAccess, SweepError, SweepTimes, Sweeper,
+    BucketImage, CopyError, CopyEvent, CopySummary, SweepError, SweepTimes, Sweeper,
     copy_from_bucket, copy_to_bucket,
 };
 use crate::cli;
@@ -196,7 +196,7 @@ pub(super) fn import(
             note(&format!("{}: not imported; {failure}", image.image));
         }
     };
-    let is_private = |name: &ImageName| settings.cache.access.of(name) == PullAccess::Client;
+    let is_private = |name: &ImageName| settings.cache.access.is_private(name);
     let summary = copy_from_bucket(&sweeper, &is_private, &mut report).map_err(failed)?;
     note_unless(is_quiet, &described(&summary, &format!("imported from {}", bucket.url())));
     match summary {

@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use super::progress::{Progress, note_unless};
 use super::{CommandError, bucket, logging, note};
 use crate::bundle::{self, BundleError, BundleSource, ImportEvent, ImportSettings, ImportSummary};
-use crate::cache::PullAccess;
 use crate::cli::Import;
 use crate::config::Settings;
 use crate::oci::{ImageName, PartReference};
@@ -79,7 +78,7 @@ fn import_with(
     named: &mut dyn FnMut(&str),
 ) -> Result<(), CommandError> {
     let sources = BundleSource::all_of(paths)?;
-    let is_private = |name: &ImageName| settings.cache.access.of(name) == PullAccess::Client;
+    let is_private = |name: &ImageName| settings.cache.access.is_private(name);
     let import_settings = ImportSettings { name, now: SystemTime::now(), is_private: &is_private };
     let mut summary = ImportSummary::default();
     for source in &sources {

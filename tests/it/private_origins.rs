@@ -39,6 +39,14 @@ fn attack(larder: &Larder, layer: &str) -> u16 {
     larder.get(&blob(EVIL, layer)).status
 }
 
+/// Whatever name an anonymous client uses while the registries are down.
+#[track_caller]
+fn assert_opens_nothing(larder: &Larder, layer: &str) {
+    for name in [EVIL, "open.test/no/such"] {
+        assert_ne!(larder.get(&blob(name, layer)).status, 200, "{name}");
+    }
+}
+
 #[test]
 fn blob_that_was_pulled_without_its_manifest_is_private() {
     let (private, open) = registries();
@@ -52,9 +60,7 @@ fn blob_that_was_pulled_without_its_manifest_is_private() {
     // With the registries down, names that nothing is known of open nothing either.
     private.registry.stop();
     open.stop();
-    for name in [EVIL, "open.test/no/such"] {
-        assert_ne!(larder.get(&blob(name, &layer)).status, 200, "{name}");
-    }
+    assert_opens_nothing(&larder, &layer);
 }
 
 #[test]
@@ -131,9 +137,7 @@ fn bucket_opens_no_private_blob_to_a_replica_that_has_never_seen_it() {
     let third = replica();
     private.registry.stop();
     open.stop();
-    for name in [EVIL, "open.test/no/such"] {
-        assert_ne!(third.get(&blob(name, &layer)).status, 200, "{name}");
-    }
+    assert_opens_nothing(&third, &layer);
 }
 
 #[test]

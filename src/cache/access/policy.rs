@@ -87,6 +87,11 @@ impl AccessPolicy {
         part.copied().unwrap_or(registry.otherwise)
     }
 
+    /// Whether the registry of a repository decides.
+    pub fn is_private(&self, name: &ImageName) -> bool {
+        self.of(name) == PullAccess::Client
+    }
+
     /// Whether any registry decides.
     pub fn has_clients(&self) -> bool {
         let all = self.by_upstream.values();

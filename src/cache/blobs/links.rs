@@ -31,7 +31,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::{BlobCache, BlobLookup};
-use crate::cache::access::{BlobAccess, Link, PullAccess};
+use crate::cache::access::{BlobAccess, Link};
 use crate::cache::negative::Asked;
 use crate::cache::scheduler::Length;
 use crate::cache::{CacheError, PATIENCE, lock};
@@ -308,7 +308,7 @@ impl BlobCache {
             let settings = self.core.settings();
             let policy = &settings.access;
             let mut add = |name: &ImageName| {
-                if policy.of(name) == PullAccess::Client {
+                if policy.is_private(name) {
                     let found = self.core.store.find_manifests(name);
                     for digest in found.map_err(io::Error::other)? {
                         // One that cannot be read is not served either.
