@@ -12,6 +12,7 @@ use crate::clients::pull_guarded;
 use crate::context::{Guarded, Soak};
 use crate::random::Random;
 use crate::report::lock;
+use crate::resources::left_by;
 use crate::schedule::{Actor, Event};
 use crate::server::{Stop, Variant};
 use crate::world::{Blob, Image, PINNED, REPOSITORIES, TAGS, make};
@@ -425,6 +426,7 @@ fn killed(soak: &Soak, which: usize, random: &mut Random) {
     thread::sleep(Duration::from_millis(random.between(1, 150) as u64));
     let _ = child.kill();
     let _ = child.wait();
+    lock(&soak.left_by_commands).extend(left_by(child.id(), &soak.server.site.cache()));
     soak.tally.add("commands killed", 1);
     for left in [bundle.clone(), bundle.with_extension("tar.part")] {
         let _ = fs::remove_file(left);

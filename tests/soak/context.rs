@@ -1,5 +1,6 @@
 //! What all parts of a run share.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
@@ -46,6 +47,8 @@ pub struct Soak {
     pub guarded: Mutex<Vec<Arc<Guarded>>>,
     /// Locked shared by a command on the cache, exclusively while the times of its files are changed.
     pub commands: RwLock<()>,
+    /// Temporary files of killed commands. The server removes them when they are an hour old, or when it starts.
+    pub left_by_commands: Mutex<HashSet<String>>,
     phase: AtomicU8,
     /// Whether clients may begin something.
     is_open: AtomicBool,
@@ -69,6 +72,7 @@ impl Soak {
             tampering: Tampering::none(),
             guarded: Mutex::default(),
             commands: RwLock::default(),
+            left_by_commands: Mutex::default(),
             phase: AtomicU8::new(Phase::Quiet as u8),
             is_open: AtomicBool::new(false),
             active: AtomicUsize::new(0),

@@ -1,7 +1,7 @@
 //! Memory, descriptors, threads and child processes of the server, and the disk that its cache uses.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -126,6 +126,17 @@ pub fn leftovers(cache: &Path) -> Vec<String> {
     };
     let mut found = names(&cache.join("incoming"));
     found.retain(|name| !name.ends_with(".lock"));
+    found
+}
+
+/// Those of [`leftovers`] that a killed process has left: its own, and locks that nobody holds.
+pub fn left_by(pid: u32, cache: &Path) -> Vec<String> {
+    let is_unlocked = |name: &str| File::open(name).is_ok_and(|file| file.try_lock().is_ok());
+    let mut found = leftovers(cache);
+    found.retain(|name| {
+        name.contains(&format!("/tmp-{pid}-"))
+            || (name.contains("/tmp-fetch-") && is_unlocked(name))
+    });
     found
 }
 

@@ -297,6 +297,7 @@ fn compare_disk(soak: &Soak, began: Instant) {
 fn check_process(soak: &Soak, state: &mut State) {
     let cache = soak.server.site.cache();
     let mut left = leftovers(&cache);
+    left.retain(|name| !lock(&soak.left_by_commands).contains(name));
     if !left.is_empty() {
         // A temporary file that is in use lives for milliseconds; on a busy machine somewhat longer.
         thread::sleep(TEMPORARY_FILE_MAX);

@@ -12,7 +12,6 @@ use std::path::PathBuf;
 use super::ingest::IngestError;
 use crate::oci::{Algorithm, Digest, Verifier};
 use crate::store::files::outgoing::OutgoingKind;
-use crate::store::files::read::{names_in, open_to_read};
 use crate::store::locks::FileLock;
 use crate::store::{Inner, Store, StoreError};
 
@@ -61,15 +60,7 @@ impl Store {
 
     /// Removes the files of killed processes. Files of running processes are locked and stay.
     pub fn remove_abandoned_imports(&self) {
-        let incoming = self.inner.layout.incoming();
-        for name in names_in(&incoming).filter(|name| name.starts_with(PREFIX)) {
-            let path = incoming.join(name);
-            let Ok(lock) = open_to_read(&path).and_then(FileLock::try_exclusive) else { continue };
-            if lock.is_some() {
-                // If it is already gone, fine. Any other failure costs space, and the next cleanup retries.
-                let _ = fs::remove_file(&path);
-            }
-        }
+        self.inner.remove_unlocked(PREFIX);
     }
 }
 

@@ -18,6 +18,8 @@ pub(in crate::store) const LEGACY_LISTS: &str = "_lists";
 
 /// The prefix of temporary files in `incoming/`.
 pub(in crate::store) const TEMPORARY: &str = "tmp-";
+/// The prefix of the locks of requests for documents.
+pub(in crate::store) const FETCH_LOCK: &str = "tmp-fetch-";
 
 /// The prefix of files with the keys of an issuer.
 pub(in crate::store) const ISSUER_KEYS: &str = "keys-";
@@ -172,7 +174,7 @@ impl Layout {
 
     /// Held by the process that requests a document. Its name makes it a leftover when the process is killed.
     pub(in crate::store) fn fetch_lock(&self, document: &Digest) -> PathBuf {
-        self.incoming().join(format!("{TEMPORARY}fetch-{}", document.hex()))
+        self.incoming().join(format!("{FETCH_LOCK}{}", document.hex()))
     }
 
     /// Held by the process that rewrites `index.json`.

@@ -54,6 +54,9 @@ impl Drop for FetchLock {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use crate::oci::{Algorithm, Digest};
     use crate::store::{Settings, Store};
 
     #[test]
@@ -70,5 +73,21 @@ mod tests {
         drop(held);
         assert!(other.fetch_lock("quay.io/a:v1").unwrap().is_some());
         assert_eq!(files(), before);
+    }
+
+    #[test]
+    fn a_lock_that_a_killed_process_has_left_is_removed_and_a_held_one_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("cache");
+        let store = Store::open(&Settings { root: root.clone(), fsync: false }).unwrap();
+        let held = store.fetch_lock("quay.io/a:v1").unwrap().unwrap();
+        let (path, _) = held.locked.as_ref().unwrap();
+        let left = store.inner.layout.fetch_lock(&Digest::of(Algorithm::Sha256, b"quay.io/a:v2"));
+        std::fs::write(&left, "").unwrap();
+        // Long requests are not leftovers either.
+        let later = SystemTime::now() + Duration::from_secs(7200);
+        store.remove_leftovers(later);
+        assert!(path.exists() && !left.exists());
+        drop(held);
     }
 }
