@@ -361,6 +361,7 @@ fn upstream_settings(file: &File) -> Result<upstream::Settings, ConfigError> {
     if let Some(Text(Timeout(headers))) = file.pull_timeout {
         timeouts.headers = headers;
         timeouts.metadata = timeouts.headers;
+        timeouts.probe = timeouts.probe.min(timeouts.headers);
     }
     if file.unlisted_ports.iter().flatten().any(|port| port.0 == 0) {
         let reason = "0 is not a port of a registry (1 to 65535)".into();

@@ -189,8 +189,15 @@ impl UpstreamError {
 
     /// Whether GET may succeed after HEAD failed with this error: many registries and proxies support HEAD badly.
     pub fn may_be_about_head(&self) -> bool {
-        let is_slow = matches!(self.kind, UpstreamErrorKind::TimedOut { .. });
-        !(self.is_about_the_registry() || self.is_rate_limit() || is_slow || self.is_no_space())
+        !(self.is_about_the_registry()
+            || self.is_rate_limit()
+            || self.is_timeout()
+            || self.is_no_space())
+    }
+
+    /// Whether no response has arrived in time.
+    pub(super) fn is_timeout(&self) -> bool {
+        matches!(self.kind, UpstreamErrorKind::TimedOut { .. })
     }
 
     /// Whether the response did not fit on this machine, so that another endpoint cannot help.

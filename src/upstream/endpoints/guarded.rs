@@ -16,6 +16,8 @@ pub(super) struct GuardedEndpoint {
     /// Whether one failure is enough to stop asking it: a peer or a bucket that is frozen would delay every request, and
     /// there is someone else to ask.
     is_near: bool,
+    /// How long it is asked again and again while it waits for the registry itself. Zero unless it is a peer.
+    patience: Duration,
     health: Arc<Mutex<Health>>,
 }
 
@@ -137,13 +139,18 @@ impl GuardedEndpoint {
         health: Arc<Mutex<Health>>,
     ) -> GuardedEndpoint {
         let is_near = origin.kind() == EndpointKind::Bucket;
-        GuardedEndpoint { origin, is_near, health }
+        GuardedEndpoint { origin, is_near, patience: Duration::ZERO, health }
     }
 
-    /// The endpoint of a peer, whose breaker opens at the first failure.
-    pub(super) fn of_peer(registry: Registry, policy: BreakerPolicy) -> GuardedEndpoint {
+    /// The endpoint of a peer, whose breaker opens at the first failure. It is waited for as long as for a registry, if
+    /// it waits for one.
+    pub(super) fn of_peer(
+        registry: Registry,
+        policy: BreakerPolicy,
+        patience: Duration,
+    ) -> GuardedEndpoint {
         let policy = BreakerPolicy { failures: 1, ..policy };
-        GuardedEndpoint { is_near: true, ..GuardedEndpoint::new(registry, policy) }
+        GuardedEndpoint { is_near: true, patience, ..GuardedEndpoint::new(registry, policy) }
     }
 
     /// Makes failures of a body count, if others can continue: the response had begun, so the request was a success.
@@ -183,7 +190,7 @@ impl GuardedEndpoint {
         &self,
         upstream: &Upstream,
         rate_limits: RateLimits,
-        ask: impl FnOnce(&dyn Origin) -> Result<T, UpstreamError>,
+        ask: impl Fn(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
         let permit = self.health().breaker.permit(Instant::now());
         match permit {
@@ -214,9 +221,18 @@ impl GuardedEndpoint {
         &self,
         upstream: &Upstream,
         rate_limits: RateLimits,
-        ask: impl FnOnce(&dyn Origin) -> Result<T, UpstreamError>,
+        ask: impl Fn(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
-        let result = ask(&*self.origin);
+        let began = Instant::now();
+        let mut result = ask(&*self.origin);
+        while began.elapsed() < self.patience
+            && result.as_ref().is_err_and(|error| self.is_waiting_itself(error))
+        {
+            log::debug!(
+                upstream:%, endpoint:% = self.origin.url(); "the peer waits as well; asking it again"
+            );
+            result = ask(&*self.origin);
+        }
         let failure = result.as_ref().err();
         let verdict = match failure {
             // It says what the registry has said, and may have everything else.
@@ -247,6 +263,12 @@ impl GuardedEndpoint {
             self.probe(upstream);
         }
         result
+    }
+
+    /// Whether a peer that has not answered in time waits for the registry. On a slow link, everyone would otherwise
+    /// request what the peer is about to receive. It continues meanwhile, and a repeated request joins its own.
+    fn is_waiting_itself(&self, error: &UpstreamError) -> bool {
+        error.is_timeout() && self.origin.probe().is_ok()
     }
 
     /// Probes the endpoint after doubtful failures.

@@ -206,9 +206,9 @@ impl Table {
             private_too: agent(Guard::PrivateToo),
             proxies: Arc::clone(&proxies),
         });
-        let breaker = settings.breaker;
+        let (breaker, patience) = (settings.breaker, settings.timeouts.headers);
         let start = |settings: PeerSettings| {
-            let peers = Peers::start(settings.clone(), breaker, Arc::clone(&foreign));
+            let peers = Peers::start(settings.clone(), breaker, patience, Arc::clone(&foreign));
             (settings, peers)
         };
         Table {

@@ -38,6 +38,8 @@ pub struct Timeouts {
     pub stall: Duration,
     /// For a complete exchange for a manifest, a token or a list, body included.
     pub metadata: Duration,
+    /// For the response to a probe of the endpoint.
+    pub probe: Duration,
 }
 
 impl Default for Timeouts {
@@ -47,6 +49,8 @@ impl Default for Timeouts {
             headers: Duration::from_secs(20),
             stall: Duration::from_secs(30),
             metadata: Duration::from_secs(30),
+            // Short, since a client's request waits for it.
+            probe: Duration::from_secs(5),
         }
     }
 }

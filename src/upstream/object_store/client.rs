@@ -33,9 +33,7 @@ const SERVICE: &str = "s3";
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a store may take to put the parts of an upload together: some copy them.
 const COMPLETE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// How long one request of a probe may take.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long the attempts of such a request may take together.
+/// How long the attempts of one request of a probe may take together.
 const PROBE_TOTAL: Duration = Duration::from_secs(4);
 /// The longest validity of a presigned URL.
 const PRESIGNED_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -269,13 +267,13 @@ impl Client {
 
     /// The timeout of a complete exchange, and that of the response headers.
     fn timeouts_of(&self, patience: Patience) -> (Option<Duration>, Duration) {
-        let Timeouts { headers, metadata, .. } = self.timeouts;
+        let Timeouts { headers, metadata, probe, .. } = self.timeouts;
         match patience {
             Patience::Small => (Some(metadata), headers),
             Patience::LongResponse => (None, headers),
             Patience::LongRequest => (None, headers.max(WRITE_TIMEOUT)),
             Patience::Completion => (Some(COMPLETE_TIMEOUT), COMPLETE_TIMEOUT),
-            Patience::Probe => (Some(PROBE_TIMEOUT), PROBE_TIMEOUT),
+            Patience::Probe => (Some(probe), probe),
         }
     }
 

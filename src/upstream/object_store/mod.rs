@@ -46,6 +46,7 @@ const IMPATIENT: Timeouts = Timeouts {
     headers: Duration::from_secs(2),
     stall: Duration::from_secs(5),
     metadata: Duration::from_secs(3),
+    probe: Duration::from_secs(3),
 };
 
 /// `objectStore`.

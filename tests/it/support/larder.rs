@@ -357,8 +357,8 @@ impl Settings {
     fn of_tests() -> Settings {
         // Loopback connections need no time, but a TLS handshake on a busy machine may.
         let connect = Duration::from_secs(10);
-        let long = 2 * PATIENCE;
-        let timeouts = Timeouts { connect, headers: long, stall: long, metadata: long };
+        let [headers, stall, metadata, probe] = [2 * PATIENCE; 4];
+        let timeouts = Timeouts { connect, headers, stall, metadata, probe };
         Settings {
             cache: cache::Settings {
                 retry: no_retries(),

@@ -1,7 +1,7 @@
 //! Whether and how the endpoint itself can be reached, and what it says about itself.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ureq::http::{HeaderMap, header};
 
@@ -12,9 +12,6 @@ use crate::upstream::error::UpstreamError;
 use crate::upstream::network::Guard;
 use crate::upstream::response::{discard, status_error};
 use crate::via;
-
-/// The timeout of a circuit breaker's probe: short, since a client's request waits for it.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Session {
     /// Examines how the endpoint is reached. `false` if no request can succeed.
@@ -32,8 +29,8 @@ impl Session {
         let request: Arc<str> = format!("GET {}", location.for_log()).into();
         let via = via::current().to_string();
         let headers = [(header::VIA, Some(via.as_str()))];
-        let total = Some(PROBE_TIMEOUT.min(self.timeouts.headers));
-        let response = self.send(Method::Get, &location, &headers, total, &request)?;
+        let total = self.timeouts.probe;
+        let response = self.send(Method::Get, &location, &headers, Some(total), &request)?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         if status >= 500 {
             return Err(status_error(status, &headers, &request));
@@ -48,7 +45,7 @@ impl Session {
         &self,
         repository: &Repository,
     ) -> Result<HeaderMap, UpstreamError> {
-        let total = PROBE_TIMEOUT.min(self.timeouts.headers);
+        let total = self.timeouts.probe;
         let answer = self.ask(&Ask {
             method: Method::Get,
             path: "/v2/".into(),
