@@ -21,10 +21,13 @@ pub(super) const AGENT_CHARS_MAX: usize = 100;
 pub(super) const USER_CHARS_MAX: usize = 100;
 /// The target of the lines in the log.
 const TARGET: &str = "access";
+/// The note of a reply with the failure that it reports.
+pub(super) const ERROR: &str = "error";
 
 pub(super) fn line(request: &Request, ending: &Ending) {
+    let level = if failure(ending).is_some() { Level::Warn } else { Level::Info };
     // Checked first, because the fields cost more than the check.
-    if !log::log_enabled!(target: TARGET, Level::Info) {
+    if !log::log_enabled!(target: TARGET, level) {
         return;
     }
     let fields = Fields::new(request, ending);
@@ -32,7 +35,7 @@ pub(super) fn line(request: &Request, ending: &Ending) {
     let (mark, query) = request.query().map_or(("", ""), |query| ("?", query));
     log::logger().log(
         &Record::builder()
-            .level(Level::Info)
+            .level(level)
             .target(TARGET)
             .args(format_args!("{}:{}{mark}{}", Quoted(method), Quoted(path), Quoted(query)))
             .key_values(&fields)
@@ -70,7 +73,7 @@ impl Source for Fields<'_> {
         add("host", up_to(QUOTED_CHARS_MAX, request.header("host").unwrap_or("-")).into())?;
         add("ip", Value::from_display(&self.ip))?;
         add("bytes", ending.bytes_sent.into())?;
-        for (key, value) in &ending.notes {
+        for (key, value) in ending.notes.iter().filter(|(key, _)| *key != ERROR) {
             add(key, (&**value).into())?;
         }
         if let Some(first_byte) = ending.first_byte {
@@ -86,24 +89,33 @@ impl Source for Fields<'_> {
         if let Some(parent) = request.header("traceparent").filter(|text| is_trace_parent(text)) {
             add("trace_parent", parent.into())?;
         }
-        let Some((word, reason)) = ended(&ending.outcome) else { return Ok(()) };
-        add("ended", word.into())?;
-        match reason {
-            Some(reason) => add("error", up_to(QUOTED_CHARS_MAX, reason).into()),
+        if let Some(word) = ended(&ending.outcome) {
+            add("ended", word.into())?;
+        }
+        match failure(ending) {
+            Some(failure) => add(ERROR, up_to(QUOTED_CHARS_MAX, failure).into()),
             None => Ok(()),
         }
     }
 }
 
-/// How a response ended that is not complete, and why.
-pub(super) fn ended(outcome: &Outcome) -> Option<(&'static str, Option<&str>)> {
+/// How a response ended that is not complete.
+pub(super) fn ended(outcome: &Outcome) -> Option<&'static str> {
     match outcome {
         Outcome::Complete => None,
-        Outcome::ClientGone => Some(("client-gone", None)),
-        Outcome::WriteStalled => Some(("write-stalled", None)),
-        Outcome::Cut(reason) => Some(("cut", Some(reason))),
-        Outcome::Panicked => Some(("panicked", None)),
-        Outcome::Drained => Some(("drained", None)),
+        Outcome::ClientGone => Some("client-gone"),
+        Outcome::WriteStalled => Some("write-stalled"),
+        Outcome::Cut(_) => Some("cut"),
+        Outcome::Panicked => Some("panicked"),
+        Outcome::Drained => Some("drained"),
+    }
+}
+
+/// The failure because of which a response is an error, or not complete.
+pub(super) fn failure(ending: &Ending) -> Option<&str> {
+    match &ending.outcome {
+        Outcome::Cut(reason) => Some(reason),
+        _ => ending.notes.iter().find(|(key, _)| *key == ERROR).map(|(_, text)| &**text),
     }
 }
 

@@ -321,7 +321,11 @@ impl Call {
     /// The response for a failure.
     fn fail(&self, failure: &Failure) -> Reply {
         let reply = self.confirm_namespace(status::reply(failure));
-        self.note(reply, "none", Some(failure.error().into()))
+        let reply = self.note(reply, "none", Some(failure.error().into()));
+        match failure.error().is_worth_a_warning() {
+            true => reply.note(access_log::ERROR, failure.error().to_string()),
+            false => reply,
+        }
     }
 
     /// Adds the fields about the cache in the access log.

@@ -40,8 +40,13 @@ pub enum CacheError {
     KeptForClients,
     /// The request to the registry failed.
     Upstream(UpstreamError),
-    /// The registry sent other content than was requested. Nothing was stored.
-    WrongContent(Arc<IngestError>),
+    /// Other content than was requested arrived. Nothing was stored.
+    WrongContent {
+        /// What was wrong with it.
+        error: Arc<IngestError>,
+        /// The URLs of the endpoints that sent it, for the log; empty if that is not known.
+        senders: Arc<str>,
+    },
     /// The cache's disk failed or is full.
     Store(Arc<StoreError>),
     /// The queue of fetches is full, or the server is stopping.
@@ -93,7 +98,7 @@ impl CacheError {
             CacheError::BackingOff { wait } => Reason::RateLimited { retry_after: Some(*wait) },
             CacheError::KeptForClients => Reason::RateLimited { retry_after: None },
             CacheError::Upstream(error) => upstream_reason(error.kind()),
-            CacheError::WrongContent(_) => Reason::Broken,
+            CacheError::WrongContent { .. } => Reason::Broken,
             CacheError::Store(_)
             | CacheError::GivenUp
             | CacheError::Suspended
@@ -102,23 +107,49 @@ impl CacheError {
         }
     }
 
-    /// Logs that a manifest could not be fetched, once per fetch. Missing content is not worth a warning, since clients
-    /// request it all the time. Refused credentials are logged where they are used, at a limited rate.
-    pub(super) fn log_manifest(&self, image: &str) {
-        log::log!(self.log_level(), image, error:% = self; "cannot fetch the manifest");
+    /// Logs that a manifest could not be fetched. `is_answer`: requests are answered with the error, and their lines in
+    /// the access log have it.
+    pub(super) fn log_manifest(&self, image: &str, is_answer: bool) {
+        log::log!(self.log_level(is_answer), image, error:% = self; "cannot fetch the manifest");
     }
 
     /// The same for a blob.
-    pub(super) fn log_blob(&self, name: &ImageName, digest: &Digest) {
-        log::log!(
-            self.log_level(), digest:%, repository:% = name, error:% = self; "cannot fetch the blob"
-        );
+    pub(super) fn log_blob(&self, name: &ImageName, digest: &Digest, is_answer: bool) {
+        match self {
+            // Also if requests wait for it: who sends wrong content is not their business.
+            CacheError::WrongContent { senders, .. } if !senders.is_empty() => log::warn!(
+                digest:%, endpoint = &**senders, repository:% = name, error:% = self;
+                "cannot fetch the blob"
+            ),
+            _ => log::log!(
+                self.log_level(is_answer), digest:%, repository:% = name, error:% = self;
+                "cannot fetch the blob"
+            ),
+        }
     }
 
-    fn log_level(&self) -> log::Level {
-        match self.reason() {
-            Reason::NotFound | Reason::Denied => log::Level::Debug,
-            _ => log::Level::Warn,
+    /// Whether it is worth a warning. Missing content is not, since clients request it all the time. Refused credentials
+    /// are logged where they are used, at a limited rate.
+    pub fn is_worth_a_warning(&self) -> bool {
+        !matches!(self.reason(), Reason::NotFound | Reason::Denied)
+    }
+
+    /// Names the endpoints that have sent content that is wrong.
+    pub(super) fn sent_by(self, senders: String) -> CacheError {
+        match self {
+            CacheError::WrongContent { error, .. } => {
+                CacheError::WrongContent { error, senders: senders.into() }
+            }
+            other => other,
+        }
+    }
+
+    fn log_level(&self, is_answer: bool) -> log::Level {
+        // What the disk refuses is passed through.
+        let has_line = is_answer && !self.is_the_disks();
+        match self.is_worth_a_warning() && !has_line {
+            true => log::Level::Warn,
+            false => log::Level::Debug,
         }
     }
 
@@ -131,7 +162,7 @@ impl CacheError {
 
     /// Whether a registry, a peer or the bucket sent wrong content, so that another attempt may succeed.
     pub fn is_wrong_content(&self) -> bool {
-        matches!(self, CacheError::WrongContent(_))
+        matches!(self, CacheError::WrongContent { .. })
     }
 
     /// Whether the content does not exist, as far as is known.
@@ -172,7 +203,7 @@ impl From<IngestError> for CacheError {
     fn from(error: IngestError) -> CacheError {
         match error {
             IngestError::Store(error) => error.into(),
-            wrong => CacheError::WrongContent(Arc::new(wrong)),
+            wrong => CacheError::WrongContent { error: Arc::new(wrong), senders: Arc::default() },
         }
     }
 }
@@ -235,7 +266,7 @@ impl fmt::Display for CacheError {
                 write!(f, "the rest of the registry's rate limit is kept for clients")
             }
             CacheError::Upstream(error) => error.fmt(f),
-            CacheError::WrongContent(error) => {
+            CacheError::WrongContent { error, .. } => {
                 write!(f, "wrong content was sent, nothing was stored: {error}")
             }
             CacheError::Store(error) => error.fmt(f),
@@ -259,7 +290,7 @@ impl std::error::Error for CacheError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             CacheError::Upstream(error) => Some(error),
-            CacheError::WrongContent(error) => Some(&**error),
+            CacheError::WrongContent { error, .. } => Some(&**error),
             CacheError::Store(error) => Some(&**error),
             _ => None,
         }

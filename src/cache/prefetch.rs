@@ -274,7 +274,7 @@ impl Prefetcher {
                     return Visit::Stop;
                 }
                 if let Err(error) = self.manifests.fetch_by_digest(name, digest) {
-                    error.log_manifest(&format!("{name}@{digest}"));
+                    error.log_manifest(&format!("{name}@{digest}"), false);
                 }
                 Visit::Continue
             }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::site::Site;
-use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, base64};
+use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, base64, digest_of};
 
 /// Output of `htpasswd -nbB -C 4` for demo:secret.
 const DEMO: &str = "demo:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m\n";
@@ -158,7 +158,24 @@ fn the_text_begins_with_the_settings_and_each_failure_has_one_warning() {
     {
         assert!(stale.contains(&format!(" {field}")), "{stale}");
     }
+    let digest = digest_of(b"missing");
+    for (target, status) in
+        [(manifest("library/app", "v2"), 502), (blob("library/app", &digest), 503)]
+    {
+        assert_eq!(get(server.address(), &target).status, status);
+        server.process.wait_until_it_logs(&target);
+    }
     let log = server.log();
-    let about: Vec<&str> = log.lines().filter(|line| line.contains("Connection refused")).collect();
-    assert_eq!(about.len(), 1, "{log}");
+    // The breaker quotes the request that has opened it.
+    let lines: Vec<&str> =
+        log.lines().filter(|line| !line.contains("not asked for a while")).collect();
+    let about =
+        |word: &str| lines.iter().copied().filter(|line| line.contains(word)).collect::<Vec<_>>();
+    assert!(matches!(*about("cannot fetch"), [line] if line.contains(":v1 ")), "{log}");
+    for word in ["app/manifests/v2", &digest] {
+        let lines = about(word);
+        assert_eq!(lines.len(), 1, "{log}");
+        assert!(lines[0].contains(" WARN  GET:/v2/"), "{}", lines[0]);
+        assert!(lines[0].contains(" error=\"") && lines[0].contains("refused"), "{}", lines[0]);
+    }
 }

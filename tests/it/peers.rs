@@ -7,7 +7,7 @@ use std::thread;
 use crate::support::client::{Connection, get, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::{Process, address_in, run};
-use crate::support::{FakeRegistry, Fault, Gate, Image, On, bytes};
+use crate::support::{FakeRegistry, Fault, Gate, Image, On, Recorded, bytes};
 
 const REPOSITORY: &str = "team/app";
 /// Output of `htpasswd -nbB -C 4` for demo:secret.
@@ -57,6 +57,15 @@ impl Group {
              endpoints: [\"{}\"]}}\n",
             self.registry
         )
+    }
+
+    /// The member that has sent a request to the registry: it is named last there, and in its own responses.
+    fn sender_of(&self, request: &Recorded) -> usize {
+        let via = request.header("via").expect("a Via header");
+        let is_named = |larder: &Process| {
+            get(larder.address, "/v2/").header("via").is_some_and(|name| via.ends_with(name))
+        };
+        self.larders.iter().position(is_named).expect("one of them has asked")
     }
 
     fn addresses(&self) -> Vec<SocketAddr> {
@@ -185,6 +194,51 @@ fn members_that_are_gone_or_frozen_are_not_waited_for() {
 }
 
 #[test]
+fn member_that_waits_for_the_registry_is_waited_for() {
+    let registry = FakeRegistry::start();
+    let content = bytes(50_000, 4);
+    let image = Image::new("app").layer(content.clone());
+    registry.add(REPOSITORY, "v1", &image);
+    let targets = [
+        (manifest(&name(), "v1"), "manifests/v1".to_owned(), image.manifest().to_vec()),
+        (
+            blob(&name(), &image.layers()[0].digest),
+            format!("blobs/{}", image.layers()[0].digest),
+            content,
+        ),
+    ];
+    for (target, path, expected) in targets {
+        let mut group = Group::start(&registry, 2);
+        let config = format!("logLevel: debug\n{}", group.config(&group.addresses()));
+        group.configure(|_| config.clone());
+        registry.clear_requests();
+        let gate = Gate::new();
+        registry
+            .fault(On::path("GET", &format!("/v2/{REPOSITORY}/{path}")), Fault::Gate(gate.clone()));
+        let mut clients: Vec<Connection> = group
+            .addresses()
+            .into_iter()
+            .map(|address| {
+                let mut client = Connection::open(address);
+                client.send("GET", &target, &[]);
+                client
+            })
+            .collect();
+        let path = format!("/v2/{REPOSITORY}/{path}");
+        let asked = registry.wait_for("GET", &path, 1);
+        let other = 1 - group.sender_of(&asked[0]);
+        group.larders[other].wait_until_it_logs("the peer waits as well");
+        gate.open();
+        for client in &mut clients {
+            client.read_head();
+            let (body, is_complete) = client.read_to_end();
+            assert!(is_complete && body == expected, "{target}");
+        }
+        assert_eq!(registry.count("GET", &path), 1, "{target}");
+    }
+}
+
+#[test]
 fn failures_of_the_registry_are_not_those_of_the_members() {
     let registry = FakeRegistry::start();
     let image = (0..16).map(|seed| bytes(1_000, seed)).fold(Image::new("app"), Image::layer);
@@ -222,11 +276,13 @@ fn wrong_bytes_of_a_member_are_never_a_complete_response() {
         member.url(""),
         registry.url("")
     );
-    let larder = Process::serve_file(directory.path(), &config);
+    let mut larder = Process::serve_file(directory.path(), &config);
     assert!(get(larder.address, &manifest(&name(), "v1")).body == image.manifest());
     let path = blob(&name(), &layer.digest);
     let first = get(larder.address, &path);
     assert!(!first.complete || first.body == layer.bytes);
+    let line = larder.wait_until_it_logs("cannot fetch the blob");
+    assert!(line.contains(&format!(" endpoint={} ", member.url(""))), "{line}");
     // The member is tried last for it now.
     for _ in 0..50 {
         let got = get(larder.address, &path);
@@ -276,18 +332,8 @@ fn member_that_freezes_in_the_middle_of_a_blob_is_replaced() {
             client
         })
         .collect();
-    // The one that asks the registry is named last in its request, and in its own responses.
-    let via = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"))[0]
-        .header("via")
-        .expect("a Via header")
-        .to_owned();
-    let responsible = group
-        .larders
-        .iter()
-        .position(|larder| {
-            get(larder.address, "/v2/").header("via").is_some_and(|name| via.ends_with(name))
-        })
-        .expect("one of them has asked");
+    let asked = registry.requests_for("GET", &format!("/v2/{REPOSITORY}/blobs/{digest}"));
+    let responsible = group.sender_of(&asked[0]);
     group.larders[responsible].signal("STOP");
     for (at, client) in clients.iter_mut().enumerate() {
         if at != responsible {

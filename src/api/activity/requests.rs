@@ -79,8 +79,7 @@ impl RecentRequests {
         let method = up_to(AGENT_CHARS_MAX, request.method_text());
         let path = up_to(PATH_CHARS_MAX, request.path());
         let agent = request.header("user-agent").map(|agent| up_to(AGENT_CHARS_MAX, agent));
-        let ended = access_log::ended(&ending.outcome);
-        let error = ended.and_then(|(_, why)| why).map(|why| up_to(ERROR_CHARS_MAX, why));
+        let error = access_log::failure(ending).map(|error| up_to(ERROR_CHARS_MAX, error));
         self.0.replace_oldest(RecentRequest::empty, |entry| {
             entry.time = now;
             method.clone_into(&mut entry.method);
@@ -95,7 +94,7 @@ impl RecentRequests {
             overwrite(&mut entry.cache, field("cache"));
             overwrite(&mut entry.reason, field("reason"));
             overwrite(&mut entry.upstream, field("upstream"));
-            entry.ended = ended.map(|(word, _)| word);
+            entry.ended = access_log::ended(&ending.outcome);
             overwrite(&mut entry.error, error);
         });
     }

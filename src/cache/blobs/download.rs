@@ -125,14 +125,23 @@ pub(super) struct Download<'a, S> {
     /// Whether that size was reported to the sink.
     is_begun: bool,
     endpoint_failures: EndpointFailures,
-    /// The endpoints that sent bytes, and what they are.
-    senders: Vec<(usize, EndpointKind)>,
+    /// What sent bytes.
+    senders: Vec<Sender>,
     /// The class whose share of fetchers it uses.
     class: Class,
     progress: Progress,
     /// `None` until a response was received.
     log: Option<ProgressLog>,
     pub(super) sink: S,
+}
+
+/// An endpoint that sent bytes of a blob.
+#[derive(PartialEq, Eq)]
+struct Sender {
+    /// Its position, for [`EndpointFailures`].
+    endpoint: usize,
+    kind: EndpointKind,
+    url: String,
 }
 
 impl<'a, S: Sink> Download<'a, S> {
@@ -203,14 +212,25 @@ impl<'a, S: Sink> Download<'a, S> {
     /// The endpoint failures, with one more for each endpoint that sent bytes: together they sent wrong content.
     pub(super) fn failures_of_senders(&self) -> EndpointFailures {
         let mut endpoint_failures = self.endpoint_failures.clone();
-        self.senders.iter().for_each(|(endpoint, _)| endpoint_failures.add(*endpoint));
+        self.senders.iter().for_each(|sender| endpoint_failures.add(sender.endpoint));
         endpoint_failures
+    }
+
+    /// The URLs of the endpoints that sent bytes, for the log.
+    pub(super) fn urls_of_senders(&self) -> String {
+        let urls: Vec<&str> = self.senders.iter().map(|sender| sender.url.as_str()).collect();
+        urls.join(",")
     }
 
     /// Logs the end, with the size of the verified blob in bytes. A complete partial needs no download.
     pub(super) fn log_finished(&self, size: u64) {
         if let Some(log) = &self.log {
-            log.finish(self.name, &self.digest, size, self.senders.iter().map(|(_, kind)| *kind));
+            log.finish(
+                self.name,
+                &self.digest,
+                size,
+                self.senders.iter().map(|sender| sender.kind),
+            );
         }
     }
 
@@ -224,14 +244,14 @@ impl<'a, S: Sink> Download<'a, S> {
     /// Whether the bucket sent bytes, and whether nobody else did. An earlier download (not `is_new`) may have got bytes
     /// from elsewhere.
     pub(super) fn bucket_has_sent(&self, is_new: bool) -> (bool, bool) {
-        let is_bucket = |(_, kind): &(usize, EndpointKind)| *kind == EndpointKind::Bucket;
+        let is_bucket = |sender: &Sender| sender.kind == EndpointKind::Bucket;
         (self.senders.iter().any(is_bucket), is_new && self.senders.iter().all(is_bucket))
     }
 
     /// Whether all bytes of this download came from the registry itself.
     pub(super) fn is_from_registry(&self) -> bool {
         !self.senders.is_empty()
-            && self.senders.iter().all(|(_, kind)| *kind == EndpointKind::Registry)
+            && self.senders.iter().all(|sender| sender.kind == EndpointKind::Registry)
     }
 
     /// Requests the missing bytes and writes them, over one connection to each endpoint it tries.
@@ -261,7 +281,8 @@ impl<'a, S: Sink> Download<'a, S> {
                 self.cache.note_outcome(&*source, self.name, &self.digest, &begun);
             }
             let mut body = begun?;
-            let sender = (body.endpoint, body.sender);
+            let sender =
+                Sender { endpoint: body.endpoint, kind: body.sender, url: body.url.clone() };
             if !self.senders.contains(&sender) {
                 self.senders.push(sender);
             }

@@ -160,17 +160,17 @@ impl BlobCache {
             let has_written = download.sink.has_written;
             let is_full = matches!(&error, CacheError::Store(store) if store.is_full()
                 && (has_written || matches!(**store, StoreError::Write { .. })));
-            let is_wrong = matches!(error, CacheError::WrongContent(_));
+            let is_wrong = error.is_wrong_content();
             if is_wrong {
                 self.note_wrong(leader.key(), download.failures_of_senders());
                 self.note_sent_by_bucket(&digest, false, download.bucket_has_sent(is_new));
             }
-            if let Some(ingest) = download.sink.ingest
+            if let Some(ingest) = download.sink.ingest.take()
                 && (is_full || is_wrong)
             {
                 ingest.discard();
             }
-            return Err(error);
+            return Err(error.sent_by(download.urls_of_senders()));
         }
         let failures = download.failures_of_senders();
         let is_from_registry = download.is_from_registry();
@@ -180,9 +180,10 @@ impl BlobCache {
         let size = ingest.bytes_written();
         let transfer = download.sink.transfer.as_deref();
         let incoming = incoming(name, &ingest, Some(size), SizeSource::Registry, transfer);
-        let verified = ingest.verify(Some(size)).inspect_err(|_| {
+        let verified = ingest.verify(Some(size)).map_err(|error| {
             self.note_wrong(leader.key(), failures);
             self.note_sent_by_bucket(&digest, false, by_bucket);
+            CacheError::from(error).sent_by(download.urls_of_senders())
         })?;
         // Again, in case the partial was older than a mark is kept.
         self.core.note_private_blob(name, digest);

@@ -373,9 +373,9 @@ impl BlobCache {
     ) {
         let key = leader.key().clone();
         if let Err(error) = &result {
-            error.log_blob(&name, &key.1);
+            error.log_blob(&name, &key.1, leader.flight().has_followers());
         }
-        let is_wrong = matches!(&result, Err(CacheError::WrongContent(_)));
+        let is_wrong = matches!(&result, Err(CacheError::WrongContent { .. }));
         self.core.metrics.downloaded(if result.is_ok() { "done" } else { "failed" });
         leader.finish(result.map_err(|error| BlobFailure { origin: name.clone(), error }));
         if !matches!(self.core.sources.standing(&name.upstream), Ok(Standing::Listed)) {

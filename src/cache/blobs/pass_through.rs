@@ -308,7 +308,7 @@ impl BlobCache {
             if let Err(error) = cache.pass_blob(&name, &digest, size_hint, already_sent, &writer) {
                 // A client that has left is no failure.
                 if !writer.pipe.state().is_abandoned {
-                    error.log_blob(&name, &digest);
+                    error.log_blob(&name, &digest, true);
                 }
                 writer.fail(error);
             }
@@ -340,9 +340,8 @@ impl BlobCache {
         let actual = download.sink.verifier.clone().finish();
         if actual != *digest {
             self.note_wrong(&(name.upstream.clone(), *digest), download.failures_of_senders());
-            return Err(
-                IngestError::WrongDigest { expected: *digest, actual: actual.into() }.into()
-            );
+            let wrong = IngestError::WrongDigest { expected: *digest, actual: actual.into() };
+            return Err(CacheError::from(wrong).sent_by(download.urls_of_senders()));
         }
         download.log_finished(download.sink.bytes_written);
         download.sink.last.map_or(Ok(()), |last| writer.push(self, &[last]))

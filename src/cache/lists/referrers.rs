@@ -66,7 +66,7 @@ impl ListCache {
                 }
                 Ok(_) => return Ok(None),
                 Err(error) if known.is_some() && !error.is_not_found() => {
-                    error.log_manifest(&format!("{name}:{tag}"));
+                    error.log_manifest(&format!("{name}:{tag}"), false);
                     self.cached_index_of_tag(name, digest)?
                 }
                 Err(error) if is_certainly_missing(&error) => return Ok(None),

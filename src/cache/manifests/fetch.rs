@@ -22,17 +22,16 @@ impl ManifestCache {
     pub(super) fn fetch_manifest_under(&self, leader: ManifestLeader, request: Option<FetchLock>) {
         let (name, reference) = leader.key().clone();
         let (leader, pending_tag) = (Cell::new(Some(leader)), Cell::new(None));
+        // Requests that wait get what is cached.
+        let is_cached = Cell::new(false);
         let end = |result: Result<Found, CacheError>| {
             let Some(leader) = leader.take() else { return };
             match &result {
-                Ok(found) => {
-                    lock(&self.hot).remove(leader.key());
-                    log::debug!(
-                        image = name.with(&reference).as_str(), digest:% = found.content.digest;
-                        "manifest fetched"
-                    );
+                Ok(found) => self.note_fetched(leader.key(), &found.content.digest),
+                Err(error) => {
+                    let is_answer = leader.flight().has_followers() && !is_cached.get();
+                    error.log_manifest(&name.with(&reference), is_answer);
                 }
-                Err(error) => error.log_manifest(&name.with(&reference)),
             }
             leader.finish(result);
         };
@@ -51,7 +50,10 @@ impl ManifestCache {
                 Ok(Some(at_hand)) if matches!(at_hand.belief, Belief::Fresh(_)) => {
                     Ok(at_hand.found)
                 }
-                Ok(_) => self.fetch_by_tag_for(&name, tag, early),
+                Ok(at_hand) => {
+                    is_cached.set(at_hand.is_some());
+                    self.fetch_by_tag_for(&name, tag, early)
+                }
                 Err(error) => Err(error),
             },
         };
@@ -277,7 +279,8 @@ impl ManifestCache {
         if is_deleted && self.core.settings().freshness.drops_deleted(name, tag) {
             return Err(CacheError::DeletedUpstream);
         }
-        error.log_manifest(&name.with(&Reference::Tag(tag.clone())));
+        // Requests that wait get what is cached.
+        error.log_manifest(&name.with(&Reference::Tag(tag.clone())), false);
         Ok(self.take_over(name, tag, source, &record, stale, early))
     }
 

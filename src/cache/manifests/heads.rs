@@ -160,7 +160,8 @@ impl ManifestCache {
             let (name, tag) = leader.key().clone();
             let result = service.fetch_head(&name, &tag);
             if let Err(error) = &result {
-                error.log_manifest(&name.with(&Reference::Tag(tag)));
+                let is_answer = leader.flight().has_followers();
+                error.log_manifest(&name.with(&Reference::Tag(tag)), is_answer);
             }
             leader.finish(result);
         });

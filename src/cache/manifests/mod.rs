@@ -275,6 +275,12 @@ impl ManifestCache {
         lock(&self.hot).insert(key, entry);
     }
 
+    /// A manifest has been fetched: what was known before is replaced.
+    fn note_fetched(&self, key: &Key, digest: &Digest) {
+        lock(&self.hot).remove(key);
+        log::debug!(image = key.0.with(&key.1).as_str(), digest:%; "manifest fetched");
+    }
+
     fn stored_manifest(
         &self,
         name: &ImageName,

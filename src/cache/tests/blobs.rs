@@ -49,7 +49,7 @@ fn wrong_bytes_never_complete_and_are_not_stored() {
     let waiting = bench.follow(&digest);
     send_all(sender, b"hello w0rld");
     let error = read_all(&waiting).unwrap_err();
-    assert!(matches!(error, CacheError::WrongContent(_)), "{error}");
+    assert!(matches!(error, CacheError::WrongContent { .. }), "{error}");
     assert!(bench.stored(&digest).is_none());
     assert!(!bench.file_of(&digest).exists());
 }
@@ -61,10 +61,10 @@ fn wrong_content_is_fetched_once_more_without_a_client() {
     let (_, again) = bench.source.stream(b"hello world");
     let waiting = bench.follow(&digest);
     send_all(sender, b"hello w0rld");
-    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
+    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent { .. })));
     let second = bench.follow(&digest);
     send_all(again, b"hello wOrld");
-    assert!(matches!(read_all(&second), Err(CacheError::WrongContent(_))));
+    assert!(matches!(read_all(&second), Err(CacheError::WrongContent { .. })));
     bench.wait_for_finish(&digest);
     assert_eq!(bench.source.calls(), ["GET blob a", "GET blob a"]);
 }
@@ -76,7 +76,7 @@ fn a_body_that_is_too_long_fails_all_followers() {
     let waits = [bench.follow(&digest), bench.follow(&digest)];
     send_all(sender, b"hello world and more");
     for waiting in &waits {
-        assert!(matches!(read_all(waiting), Err(CacheError::WrongContent(_))));
+        assert!(matches!(read_all(waiting), Err(CacheError::WrongContent { .. })));
     }
     assert!(bench.stored(&digest).is_none());
 }
@@ -164,7 +164,7 @@ fn a_damaged_partial_is_discarded_and_the_next_download_starts_at_zero() {
     send_all(again, b"hello world");
     let waiting = bench.follow(&digest);
     send_all(sender, b" world");
-    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
+    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent { .. })));
     // The second attempt is under way or has ended.
     if let Ok(BlobLookup::Wait(waiting)) = bench.cache.blob(&name(), &digest, Purpose::Read) {
         assert_eq!(read_all(&waiting).unwrap(), b"hello world");
@@ -182,7 +182,7 @@ fn a_partial_that_is_longer_than_the_blob_is_discarded() {
     let (_, _sender) = bench.source.stream(b"hello");
     // The size is sufficient: the download fails before the first byte.
     let waiting = bench.follow(&digest);
-    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent(_))));
+    assert!(matches!(read_all(&waiting), Err(CacheError::WrongContent { .. })));
     bench.wait_for_finish(&digest);
     assert!(!partial.exists());
 }
@@ -291,7 +291,7 @@ fn a_size_from_a_manifest_applies_only_to_its_own_repository() {
         send_all(sender, b" world");
         assert_eq!(read_all(&honest).unwrap(), b"hello world", "{stated}");
         let error = read_all(&liar).unwrap_err();
-        assert!(matches!(error, CacheError::WrongContent(_)), "{stated}: {error}");
+        assert!(matches!(error, CacheError::WrongContent { .. }), "{stated}: {error}");
         assert_eq!(bench.stored(&digest).unwrap(), b"hello world", "{stated}");
         assert_eq!(bench.source.calls().len(), 2, "{stated}: one manifest and one blob");
     }
