@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use super::route::{Addressing, Route};
-use super::{Handlers, ServerAuth, login, status};
+use super::{Handlers, ServerAuth, access_log, login, status};
 use crate::cache::{
     AccessError, AccessLookup, AccessWait, Cache, DECIDED, Login, Pass, PeerProof, PullAccess,
     Wanted,
@@ -187,7 +187,11 @@ impl Check {
         };
         let is_decided = matches!(error, AccessError::Refused { .. } | AccessError::NotFound);
         let reply = if is_decided { reply.header(DECIDED.0, DECIDED.1) } else { reply };
-        with_reason(reply, why, name)
+        let reply = with_reason(reply, why, name);
+        match error {
+            AccessError::Unconfirmed(error) => reply.note(access_log::ERROR, error.to_string()),
+            _ => reply,
+        }
     }
 }
 

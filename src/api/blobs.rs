@@ -209,12 +209,12 @@ impl Pending for Waiting {
             Poll::Ready(Err(failure)) if self.may_ask_again(&failure) => {
                 BlobRequest { is_second: true, ..self.blob_request }.start(request, context)
             }
-            Poll::Ready(Err(failure)) => {
-                // The client must not learn why the download of another repository failed.
-                let is_own = failure.origin == self.blob_request.name;
-                let error = if is_own { failure.error } else { CacheError::GivenUp };
-                Step::Reply(self.blob_request.fail(error))
+            // The client must not learn why the download of another repository failed.
+            Poll::Ready(Err(failure)) if failure.origin != self.blob_request.name => {
+                let given_up = Failure::Blob(CacheError::GivenUp);
+                Step::Reply(self.blob_request.call.fail_because(&given_up, &failure.error))
             }
+            Poll::Ready(Err(failure)) => Step::Reply(self.blob_request.fail(failure.error)),
             Poll::Pending if context.now() < self.deadline() => Step::Wait(self),
             Poll::Pending => match self.hint() {
                 Some(size) => Step::Reply(self.growing(request, size)),

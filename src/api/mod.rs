@@ -30,7 +30,7 @@ mod waiting;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use crate::cache::{Cache, DECIDED, How, PullAccess, Why};
+use crate::cache::{Cache, CacheError, DECIDED, How, PullAccess, Why};
 use crate::http::{Context, Ending, Handler, Method, Reply, Request, Step};
 use crate::introduction;
 use crate::oci::{ImageName, Reference};
@@ -320,10 +320,15 @@ impl Call {
 
     /// The response for a failure.
     fn fail(&self, failure: &Failure) -> Reply {
+        self.fail_because(failure, failure.error())
+    }
+
+    /// As [`Call::fail`], with a cause for the log, which the client may not know.
+    fn fail_because(&self, failure: &Failure, cause: &CacheError) -> Reply {
         let reply = self.confirm_namespace(status::reply(failure));
         let reply = self.note(reply, "none", Some(failure.error().into()));
-        match failure.error().is_worth_a_warning() {
-            true => reply.note(access_log::ERROR, failure.error().to_string()),
+        match cause.is_worth_a_warning() {
+            true => reply.note(access_log::ERROR, cause.to_string()),
             false => reply,
         }
     }

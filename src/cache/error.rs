@@ -116,7 +116,7 @@ impl CacheError {
     /// The same for a blob.
     pub(super) fn log_blob(&self, name: &ImageName, digest: &Digest, is_answer: bool) {
         match self {
-            // Also if requests wait for it: who sends wrong content is not their business.
+            // Also if requests are answered with it, since their lines do not say who sent it.
             CacheError::WrongContent { senders, .. } if !senders.is_empty() => log::warn!(
                 digest:%, endpoint = &**senders, repository:% = name, error:% = self;
                 "cannot fetch the blob"
@@ -128,10 +128,18 @@ impl CacheError {
         }
     }
 
-    /// Whether it is worth a warning. Missing content is not, since clients request it all the time. Refused credentials
-    /// are logged where they are used, at a limited rate.
+    /// Whether it is worth a warning. Content that does not exist, or may not be requested, is not, since clients ask for
+    /// it all the time. Refused credentials are logged where they are used, at a limited rate.
     pub fn is_worth_a_warning(&self) -> bool {
-        !matches!(self.reason(), Reason::NotFound | Reason::Denied)
+        match self.reason() {
+            Reason::NotFound | Reason::Denied | Reason::Unsupported | Reason::NotAllowed => false,
+            Reason::RateLimited { .. }
+            | Reason::TimedOut
+            | Reason::OutOfService
+            | Reason::Broken
+            | Reason::Loop
+            | Reason::Overloaded => true,
+        }
     }
 
     /// Names the endpoints that have sent content that is wrong.

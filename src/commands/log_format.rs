@@ -174,7 +174,7 @@ fn level_word(level: Level) -> &'static str {
 }
 
 /// The target of the lines about requests.
-const ACCESS: &str = "access";
+pub(super) const ACCESS: &str = "access";
 
 /// The names of modules are not stable, so all lines but those about requests have one target.
 fn target_word(target: &str) -> &'static str {

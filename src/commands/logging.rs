@@ -88,7 +88,9 @@ impl Log for Logger {
             return;
         }
         let recent = self.recent.as_ref().filter(|_| record.level() <= Level::Warn);
-        if let Some(recent) = recent.filter(|_| !is_ignored(record.target())) {
+        // Failed requests are among the recent requests.
+        let is_kept = !is_ignored(record.target()) && record.target() != log_format::ACCESS;
+        if let Some(recent) = recent.filter(|_| is_kept) {
             recent.note(SystemTime::now(), record.level(), &log_format::text(record));
         }
         let line = log_format::line(self.format, OffsetDateTime::now_utc(), record);
@@ -194,6 +196,7 @@ mod tests {
             (Level::Error, "larder", "an error"),
             (Level::Warn, "ureq::run", "https://bucket.test/?X-Amz-Signature=1"),
             (Level::Error, "rustls::conn", "something"),
+            (Level::Warn, log_format::ACCESS, "GET:/v2/app/manifests/1"),
         ] {
             let mut record = Record::builder();
             record.level(level).target(target);

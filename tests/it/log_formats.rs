@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest};
+use crate::support::process::Process;
 use crate::support::site::Site;
 use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, base64, digest_of};
 
@@ -177,5 +178,28 @@ fn the_text_begins_with_the_settings_and_each_failure_has_one_warning() {
         assert_eq!(lines.len(), 1, "{log}");
         assert!(lines[0].contains(" WARN  GET:/v2/"), "{}", lines[0]);
         assert!(lines[0].contains(" error=\"") && lines[0].contains("refused"), "{}", lines[0]);
+    }
+}
+
+#[test]
+fn refusals_are_no_warnings_and_a_login_that_cannot_be_checked_is_one() {
+    let registry = FakeRegistry::start();
+    registry.stop();
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = format!(
+        "unlistedRegistries: deny\nregistries:\n  - {{name: reg.test, access: client, endpoints: [\"{}\"]}}\n",
+        registry.url("")
+    );
+    let mut larder = Process::serve_file(directory.path(), &config);
+    let login = format!("Basic {}", base64(b"ann:secret"));
+    let login = [("Authorization", login.as_str())];
+    for (target, status, level, word) in [
+        ("/v2/other.test/app/manifests/v1", 404, "INFO", " reason=not-allowed "),
+        ("/v2/reg.test/app/manifests/v1", 503, "WARN", " reason=unconfirmed "),
+    ] {
+        assert_eq!(request(larder.address, "GET", target, &login).status, status, "{target}");
+        let line = larder.wait_until_it_logs(&format!("GET:{target} "));
+        assert!(line.contains(&format!(" {level}  GET:")) && line.contains(word), "{line}");
+        assert_eq!(line.contains(" error=\""), level == "WARN", "{line}");
     }
 }

@@ -47,7 +47,8 @@ pub struct Soak {
     pub guarded: Mutex<Vec<Arc<Guarded>>>,
     /// Locked shared by a command on the cache, exclusively while the times of its files are changed.
     pub commands: RwLock<()>,
-    /// Temporary files of killed commands. The server removes them when they are an hour old, or when it starts.
+    /// Temporary files and locks of killed commands. A server removes the locks when it starts, and the files after an
+    /// hour.
     pub left_by_commands: Mutex<HashSet<String>>,
     phase: AtomicU8,
     /// Whether clients may begin something.

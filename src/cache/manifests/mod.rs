@@ -212,7 +212,9 @@ impl ManifestCache {
         let service = Arc::clone(self);
         let Ok(purpose) = self.core.purpose(&key.0, client) else { return };
         self.core.metadata_fetchers.submit_in_background(purpose, Length::Short, move || {
+            // The job does not follow the flight, since no client waits for it.
             let joined = service.flights.join(&key, || CacheError::GivenUp);
+            drop(joined.flight);
             if let Some(leader) = joined.leader {
                 leader.begin();
                 service.fetch_manifest(leader);

@@ -172,7 +172,7 @@ impl Layout {
         self.incoming().join("bundle.lock")
     }
 
-    /// Held by the process that requests a document. Its name makes it a leftover when the process is killed.
+    /// Held by the process that requests a document. One that nobody holds is a leftover.
     pub(in crate::store) fn fetch_lock(&self, document: &Digest) -> PathBuf {
         self.incoming().join(format!("{FETCH_LOCK}{}", document.hex()))
     }

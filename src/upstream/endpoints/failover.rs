@@ -243,12 +243,14 @@ impl Failover {
         let mut failure: Option<((bool, u32), UpstreamError)> = None;
         // Whether this process has recognized itself as the peer to ask.
         let mut is_responsible = false;
+        let began = Instant::now();
         for &index in order {
             let Some(endpoint) = &route[index] else { continue };
             if is_responsible && index < PEERS_ASKED {
                 continue;
             }
-            match endpoint.ask(&self.upstream, rate_limits, |registry| ask(index, registry)) {
+            let ask = |registry: &dyn Origin| ask(index, registry);
+            match endpoint.ask_since(began, &self.upstream, rate_limits, ask) {
                 Ok(answer) => {
                     if self.is_own(index) {
                         self.note_answer();
@@ -426,7 +428,8 @@ impl Source for Failover {
                 else {
                     return Err(error);
                 };
-                let asked = endpoint.ask_anyway(&self.upstream, self.rate_limits(), open);
+                let asked =
+                    endpoint.ask_anyway(Instant::now(), &self.upstream, self.rate_limits(), open);
                 asked.map(|opened| body(first, opened))
             }
             other => other,

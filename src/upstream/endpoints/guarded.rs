@@ -10,14 +10,16 @@ use crate::upstream::client::{EndpointKind, RateLimit, Registry};
 use crate::upstream::error::{UpstreamError, UpstreamErrorKind};
 use crate::upstream::{BlobBody, Origin};
 
+/// How long after the beginning of a request a peer is asked again while it waits for the registry. Then there is time
+/// left to ask the next peer and the registry, before clients are no longer kept waiting (25 s).
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// An endpoint with its circuit breaker.
 pub(super) struct GuardedEndpoint {
     pub(super) origin: Box<dyn Origin>,
     /// Whether one failure is enough to stop asking it: a peer or a bucket that is frozen would delay every request, and
     /// there is someone else to ask.
     is_near: bool,
-    /// How long it is asked again and again while it waits for the registry itself. Zero unless it is a peer.
-    patience: Duration,
     health: Arc<Mutex<Health>>,
 }
 
@@ -139,18 +141,13 @@ impl GuardedEndpoint {
         health: Arc<Mutex<Health>>,
     ) -> GuardedEndpoint {
         let is_near = origin.kind() == EndpointKind::Bucket;
-        GuardedEndpoint { origin, is_near, patience: Duration::ZERO, health }
+        GuardedEndpoint { origin, is_near, health }
     }
 
-    /// The endpoint of a peer, whose breaker opens at the first failure. It is waited for as long as for a registry, if
-    /// it waits for one.
-    pub(super) fn of_peer(
-        registry: Registry,
-        policy: BreakerPolicy,
-        patience: Duration,
-    ) -> GuardedEndpoint {
+    /// The endpoint of a peer, whose breaker opens at the first failure.
+    pub(super) fn of_peer(registry: Registry, policy: BreakerPolicy) -> GuardedEndpoint {
         let policy = BreakerPolicy { failures: 1, ..policy };
-        GuardedEndpoint { is_near: true, patience, ..GuardedEndpoint::new(registry, policy) }
+        GuardedEndpoint { is_near: true, ..GuardedEndpoint::new(registry, policy) }
     }
 
     /// Makes failures of a body count, if others can continue: the response had begun, so the request was a success.
@@ -192,6 +189,17 @@ impl GuardedEndpoint {
         rate_limits: RateLimits,
         ask: impl Fn(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
+        self.ask_since(Instant::now(), upstream, rate_limits, ask)
+    }
+
+    /// As [`GuardedEndpoint::ask`], for a request for which the first endpoint was asked at `began`.
+    pub(super) fn ask_since<T>(
+        &self,
+        began: Instant,
+        upstream: &Upstream,
+        rate_limits: RateLimits,
+        ask: impl Fn(&dyn Origin) -> Result<T, UpstreamError>,
+    ) -> Result<T, UpstreamError> {
         let permit = self.health().breaker.permit(Instant::now());
         match permit {
             Permit::Ask => {}
@@ -214,18 +222,19 @@ impl GuardedEndpoint {
                 probed?;
             }
         }
-        self.ask_anyway(upstream, rate_limits, ask)
+        self.ask_anyway(began, upstream, rate_limits, ask)
     }
 
+    /// As [`GuardedEndpoint::ask_since`], whatever the breaker says.
     pub(super) fn ask_anyway<T>(
         &self,
+        began: Instant,
         upstream: &Upstream,
         rate_limits: RateLimits,
         ask: impl Fn(&dyn Origin) -> Result<T, UpstreamError>,
     ) -> Result<T, UpstreamError> {
-        let began = Instant::now();
         let mut result = ask(&*self.origin);
-        while began.elapsed() < self.patience
+        while began.elapsed() < PATIENCE
             && result.as_ref().is_err_and(|error| self.is_waiting_itself(error))
         {
             log::debug!(
@@ -265,10 +274,12 @@ impl GuardedEndpoint {
         result
     }
 
-    /// Whether a peer that has not answered in time waits for the registry. On a slow link, everyone would otherwise
-    /// request what the peer is about to receive. It continues meanwhile, and a repeated request joins its own.
+    /// Whether a peer that has not answered in time waits for the registry, as far as can be seen: it answers a probe. On a
+    /// slow link, everyone would otherwise request what the peer is about to receive. It continues meanwhile, and a
+    /// repeated request joins its own.
     fn is_waiting_itself(&self, error: &UpstreamError) -> bool {
-        error.is_timeout() && self.origin.probe().is_ok()
+        let may_ask = || self.health().breaker.state(Instant::now()) == BreakerState::Closed;
+        self.is_peer() && error.is_timeout() && may_ask() && self.origin.probe().is_ok()
     }
 
     /// Probes the endpoint after doubtful failures.

@@ -31,10 +31,10 @@ const LOOKUP_EVERY: Duration = Duration::from_secs(5);
 /// A peer is near: it answers soon, or waits for the registry. A probe tells which.
 const TIMEOUTS: Timeouts = Timeouts {
     connect: Duration::from_secs(1),
-    headers: Duration::from_secs(4),
+    headers: Duration::from_secs(3),
     stall: Duration::from_secs(5),
     metadata: Duration::from_secs(10),
-    probe: Duration::from_secs(1),
+    probe: Duration::from_secs(2),
 };
 /// How many endpoints are kept: one for each registry and peer. Clients choose the names of unlisted registries.
 const ENDPOINTS_MAX: usize = 4096;
@@ -98,8 +98,6 @@ pub struct PeerStatus {
 pub(super) struct Peers {
     settings: PeerSettings,
     breaker: BreakerPolicy,
-    /// How long registries are waited for.
-    patience: Duration,
     foreign: Arc<ForeignAgents>,
     /// Replaced as a whole.
     members: RwLock<Arc<[Member]>>,
@@ -132,7 +130,6 @@ impl Peers {
     pub(super) fn start(
         settings: PeerSettings,
         breaker: BreakerPolicy,
-        patience: Duration,
         foreign: Arc<ForeignAgents>,
     ) -> Arc<Peers> {
         let listed = match &settings.members {
@@ -146,7 +143,6 @@ impl Peers {
         let peers = Arc::new(Peers {
             settings,
             breaker,
-            patience,
             foreign,
             members: RwLock::new(listed.into()),
             endpoints: Mutex::default(),
@@ -249,7 +245,7 @@ impl Peers {
             let acquaintance = Arc::clone(&member.acquaintance);
             let registry =
                 Registry::acquainted(upstream, &settings, TIMEOUTS, foreign, acquaintance);
-            Arc::new(GuardedEndpoint::of_peer(registry, self.breaker, self.patience))
+            Arc::new(GuardedEndpoint::of_peer(registry, self.breaker))
         });
         Arc::clone(made)
     }

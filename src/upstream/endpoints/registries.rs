@@ -206,9 +206,9 @@ impl Table {
             private_too: agent(Guard::PrivateToo),
             proxies: Arc::clone(&proxies),
         });
-        let (breaker, patience) = (settings.breaker, settings.timeouts.headers);
+        let breaker = settings.breaker;
         let start = |settings: PeerSettings| {
-            let peers = Peers::start(settings.clone(), breaker, patience, Arc::clone(&foreign));
+            let peers = Peers::start(settings.clone(), breaker, Arc::clone(&foreign));
             (settings, peers)
         };
         Table {

@@ -210,7 +210,8 @@ pub trait UploadSource: Sync {
 impl ObjectStore {
     /// Makes no request.
     pub fn new(settings: ObjectStoreSettings, proxies: Arc<ProxySettings>) -> ObjectStore {
-        let reach = Reach { timeouts: Timeouts::default(), proxies };
+        let timeouts = Timeouts { probe: IMPATIENT.probe, ..Timeouts::default() };
+        let reach = Reach { timeouts, proxies };
         ObjectStore { client: Client::new(settings, &reach, RetryPolicy::default()) }
     }
 

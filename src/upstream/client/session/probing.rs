@@ -1,7 +1,7 @@
 //! Whether and how the endpoint itself can be reached, and what it says about itself.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, header};
 
@@ -12,6 +12,9 @@ use crate::upstream::error::UpstreamError;
 use crate::upstream::network::Guard;
 use crate::upstream::response::{discard, status_error};
 use crate::via;
+
+/// The timeout of an introduction, which needs two responses, and a password that is checked.
+const INTRODUCTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Session {
     /// Examines how the endpoint is reached. `false` if no request can succeed.
@@ -45,7 +48,7 @@ impl Session {
         &self,
         repository: &Repository,
     ) -> Result<HeaderMap, UpstreamError> {
-        let total = self.timeouts.probe;
+        let total = INTRODUCTION_TIMEOUT;
         let answer = self.ask(&Ask {
             method: Method::Get,
             path: "/v2/".into(),
