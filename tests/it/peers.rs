@@ -260,15 +260,21 @@ fn failures_of_the_registry_are_not_those_of_the_members() {
     }
 }
 
-#[test]
-fn wrong_bytes_of_a_member_are_never_a_complete_response() {
-    // The "member" is a registry that is scripted: it has the image, and sends wrong bytes of its layer.
+/// A Larder whose only peer is a registry that is scripted: it has the image, and does as told with the layer.
+struct Scripted {
+    larder: Process,
+    registry: FakeRegistry,
+    member: FakeRegistry,
+    image: Image,
+    _directory: tempfile::TempDir,
+}
+
+fn with_scripted_member(fault: Fault) -> Scripted {
     let (registry, member) = (FakeRegistry::start(), FakeRegistry::start());
     let image = Image::sample("v1");
     registry.add(REPOSITORY, "v1", &image);
     member.add(REPOSITORY, "v1", &image);
-    let layer = &image.layers()[0];
-    member.fault(On::get_blob(&layer.digest), Fault::WrongBytes);
+    member.fault(On::get_blob(&image.layers()[0].digest), fault);
     let directory = tempfile::tempdir().expect("a directory");
     let config = format!(
         "fsync: false\nprefetch: false\npeers: {{urls: [\"{}\"]}}\nregistries:\n  - {{name: reg.test, \
@@ -276,7 +282,26 @@ fn wrong_bytes_of_a_member_are_never_a_complete_response() {
         member.url(""),
         registry.url("")
     );
-    let mut larder = Process::serve_file(directory.path(), &config);
+    let larder = Process::serve_file(directory.path(), &config);
+    Scripted { larder, registry, member, image, _directory: directory }
+}
+
+#[test]
+fn member_that_answers_probes_only_leaves_time_for_the_registry() {
+    let Scripted { larder, registry, member, image, .. } =
+        &with_scripted_member(Fault::StallForever);
+    let layer = &image.layers()[0];
+    let got = get(larder.address, &blob(&name(), &layer.digest));
+    assert!(got.status == 200 && got.body == layer.bytes, "{got:?}");
+    let path = format!("*/blobs/{}", layer.digest);
+    assert!(member.count("GET", &path) > 1, "it was asked again");
+    assert_eq!(registry.count("GET", &path), 1);
+}
+
+#[test]
+fn wrong_bytes_of_a_member_are_never_a_complete_response() {
+    let Scripted { larder, member, image, .. } = &mut with_scripted_member(Fault::WrongBytes);
+    let layer = &image.layers()[0];
     assert!(get(larder.address, &manifest(&name(), "v1")).body == image.manifest());
     let path = blob(&name(), &layer.digest);
     let first = get(larder.address, &path);
