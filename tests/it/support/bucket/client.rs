@@ -94,6 +94,8 @@ impl Larder {
     /// Waits until the bucket has everything that is cached, and nothing is queued.
     #[track_caller]
     pub fn wait_until_uploaded(&self, bucket: &FakeBucket) {
+        // A client may have an image before it is published.
+        until("the end of all commits", || !self.cache().is_fetching());
         until("uploads", || {
             let keys: BTreeSet<String> = bucket.keys().into_iter().collect();
             self.published_keys().is_subset(&keys) && self.is_queue_empty()
