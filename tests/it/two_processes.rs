@@ -9,7 +9,6 @@ use larder::store::Begin;
 
 use crate::support::client::Connection;
 use crate::support::larder::{Settings, blob, files, manifest, until};
-use crate::support::process::Process;
 use crate::support::{FakeRegistry, Fault, Gate, Image, Larder, On, bytes};
 
 const REPOSITORY: &str = "team/app";
@@ -74,90 +73,20 @@ fn second_process_follows_the_first_one_from_the_first_byte() {
 }
 
 #[test]
-fn processes_send_one_request_for_a_blob() {
-    let (registry, gate) = (FakeRegistry::start(), Gate::new());
-    let image = Image::new("app").layer(bytes(2 * MIB, 4));
-    registry.add(REPOSITORY, "v1", &image);
-    let layer = &image.layers()[0];
-    registry.fault(On::get_blob(&layer.digest), Fault::Gate(gate.clone()));
+fn process_that_is_slower_by_a_moment_sends_no_second_request() {
+    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
+    let gate = Gate::new();
+    registry.fault(On::get_blob(&digest).times(2), Fault::Gate(gate.clone()));
     let first = Larder::start(&registry);
-    // It proves that the repository contains the blob.
-    assert_eq!(first.get(&manifest(REPOSITORY, "v1")).status, 200);
-    let others = [(); 3].map(|()| first.second());
-    let path = blob(REPOSITORY, &layer.digest);
-    let mut clients = vec![first.begin(&path)];
-    gate.wait_until_reached(1);
-    clients.extend(others.iter().map(|other| other.begin(&path)));
-    until("the other processes", || others.iter().all(|other| other.cache().load().blobs == 1));
-    gate.open();
-    for client in &mut clients {
-        assert!(client.read_response().body == layer.bytes);
-    }
-    assert_eq!((registry.count("GET", &path), registry.count("HEAD", &path)), (1, 0));
-}
-
-#[test]
-fn process_that_is_slower_by_a_moment_with_a_small_blob_sends_no_head() {
-    let (registry, gate) = (FakeRegistry::start(), Gate::new());
-    let image = Image::new("app").layer(bytes(100_000, 4));
-    registry.add(REPOSITORY, "v1", &image);
-    let layer = &image.layers()[0];
-    registry.fault(On::get_blob(&layer.digest).times(2), Fault::Gate(gate.clone()));
-    let first = Larder::start(&registry);
-    assert_eq!(first.get(&manifest(REPOSITORY, "v1")).status, 200);
     let second = first.second();
-    let path = blob(REPOSITORY, &layer.digest);
+    let path = blob(REPOSITORY, &digest);
     let mut clients = [&first, &second].map(|larder| larder.begin(&path));
     gate.wait_until_reached(2);
     gate.open();
     for client in &mut clients {
-        assert!(client.read_response().body == layer.bytes);
+        assert!(client.read_response().body == content);
     }
     assert_eq!((registry.count("GET", &path), registry.count("HEAD", &path)), (2, 0));
-}
-
-#[test]
-fn process_that_waits_for_a_response_for_long_is_not_waited_for() {
-    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
-    let gate = Gate::new();
-    registry.fault(On::get_blob(&digest).times(1), Fault::Gate(gate.clone()));
-    let first = Larder::start_with(&registry, |settings| {
-        settings.cache.connections.stalled_after = Duration::from_millis(500);
-    });
-    let second = first.second();
-    let path = blob(REPOSITORY, &digest);
-    let mut one = first.begin(&path);
-    gate.wait_until_reached(1);
-    assert!(second.get(&path).body == content);
-    gate.open();
-    // Its response comes too late, and proves that the repository contains the blob. The second process has asked for that
-    // before it waited.
-    assert!(one.read_response().body == content);
-    assert_eq!((registry.count("GET", &path), registry.count("HEAD", &path)), (2, 1));
-}
-
-#[test]
-fn request_of_a_process_that_is_killed_is_sent_by_another_one() {
-    let (registry, content, digest) = FakeRegistry::with_blob(REPOSITORY, 100_000);
-    let gate = Gate::new();
-    registry.fault(On::get_blob(&digest).times(1), Fault::Gate(gate.clone()));
-    let directory = tempfile::tempdir().expect("a directory");
-    let config = format!(
-        "fsync: false\nlogLevel: debug\nregistries:\n  - {{name: reg.test, endpoints: [\"{}\"]}}\n",
-        registry.url("")
-    );
-    let [first, mut second] = [(); 2].map(|()| Process::serve_file(directory.path(), &config));
-    let path = blob(&format!("reg.test/{REPOSITORY}"), &digest);
-    let mut one = Connection::open(first.address);
-    one.send("GET", &path, &[]);
-    gate.wait_until_reached(1);
-    let mut other = Connection::open(second.address);
-    other.send("GET", &path, &[]);
-    second.wait_until_it_logs("another process downloads the blob");
-    first.signal("KILL");
-    assert!(other.read_response().body == content);
-    gate.open();
-    assert_eq!(registry.count("GET", &blob(REPOSITORY, &digest)), 2);
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl BlobCache {
             let waiting = BlobWait { waits_for, name: name.clone(), how, size_hint };
             let _ = starts.send(Some(waiting));
             if let Some(leader) = joined.leader {
-                cache.run_flight(name, leader, size_hint, None, None, None);
+                cache.run_flight(name, leader, size_hint, None, None);
             }
         });
         if is_queued { Ok(started) } else { Err(CacheError::GivenUp) }
@@ -93,7 +93,7 @@ impl BlobCache {
             forget(&cache, &queued);
             drop(joined.flight);
             if let Some(leader) = joined.leader {
-                cache.run_flight(name, leader, size_hint, client, None, None);
+                cache.run_flight(name, leader, size_hint, client, None);
             }
         });
         if !is_queued {

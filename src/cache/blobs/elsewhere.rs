@@ -3,14 +3,7 @@
 //! One thread checks all of them ([`Poller`]). Their clients receive the bytes that the other process has
 //! written, except the last one, which waits until the blob has its name: then the other process has verified it.
 //!
-//! The process that requests a large blob holds a lock until it has created the partial, so that others send no request
-//! meanwhile. Small blobs may be requested by several processes at the same moment.
-//!
 //! # Interleavings
-//! * *The registry has not answered yet.* There is no partial, and the lock is held. It is awaited, as a writer that makes no
-//!   progress is.
-//! * *It does not have the blob, or the other process is killed.* The lock is free, and its next holder sends a request.
-//! * *The partial is created, and the lock released, between two looks.* The holder of a lock looks for a partial again.
 //! * *The other process finishes* between two checks. The partial has lost its name, and the blob is in the store. It is the
 //!   same file, so clients go on reading it.
 //! * *It is killed.* The partial has no writer. The flight gets a fetcher, which resumes the same file.
@@ -20,25 +13,20 @@
 //!   continues, both write their own file, and the last one that is verified becomes the blob, with the same bytes.
 //! * *A partial has holes.* Its writer says how far it is from the beginning (`store/content/progress.rs`).
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::incoming::{announce_stored, continue_from};
-use super::{BlobCache, BlobKey, BlobLeader, GrowingFile, Incoming, SizeSource, given_up};
+use super::{BlobCache, BlobLeader, GrowingFile, Incoming, SizeSource, given_up};
 use crate::cache::CacheError;
 use crate::cache::job_context::JobContext;
 use crate::cache::poller::Poller;
 use crate::client_address::ClientAddress;
 use crate::oci::ImageName;
-use crate::store::{Begin, Blob, FetchLock, WatchedPartial};
+use crate::store::{Blob, WatchedPartial};
 
 /// Without progress for this long, it is checked whether the partial still has a writer.
 const IDLE_AFTER: Duration = Duration::from_millis(200);
-
-/// A smaller blob is requested without a lock: to create and remove its file takes longer than a second download, and
-/// images of small layers were pulled half as fast.
-const LOCKED_BYTES_MIN: u64 = 1024 * 1024;
 
 /// How many times longer than usual a complete partial may be without progress.
 const COMPLETE_FACTOR: u32 = 12;
@@ -121,7 +109,11 @@ impl BlobCache {
                     let watched = self.core.store.watch_partial(&followed.name.upstream, &digest);
                     match watched {
                         Some(partial) => partial,
-                        None => return self.await_response(followed),
+                        // It may be about to be created.
+                        None if followed.progressed.elapsed() < IDLE_AFTER => {
+                            return Some(followed);
+                        }
+                        None => return self.fetch_again(followed),
                     }
                 }
             },
@@ -151,53 +143,10 @@ impl BlobCache {
             return self.take_over(followed, partial);
         }
         if idle >= IDLE_AFTER && !partial.has_writer() {
-            return self.fetch_again(followed, None);
+            return self.fetch_again(followed);
         }
         followed.partial = Some(partial);
         Some(followed)
-    }
-
-    /// There is no partial: the other process waits for the response of the registry, or has given up.
-    fn await_response(self: &Arc<Self>, followed: Followed) -> Option<Followed> {
-        let patience = self.core.settings().connections.stalled_after;
-        match self.lock_request(followed.leader.key()) {
-            Ok(None) if followed.progressed.elapsed() < patience => Some(followed),
-            Ok(None) => self.fetch_again(followed, Some(FetchLock::unlocked())),
-            // A process that has no lock may be about to create the partial.
-            Ok(_) if followed.progressed.elapsed() < IDLE_AFTER => Some(followed),
-            // Not locked while it is queued: others would wait for this process.
-            Ok(_) | Err(_) => self.fetch_again(followed, None),
-        }
-    }
-
-    /// Looks for a blob, or for the partial of an earlier download. If there is neither, locks the request, unless
-    /// `request` is locked or the blob is small. [`Begin::Locked`] if another process requests or downloads the blob.
-    pub(super) fn begin(
-        &self,
-        key: &BlobKey,
-        size_hint: Option<u64>,
-        request: &mut Option<FetchLock>,
-    ) -> Result<Begin, CacheError> {
-        loop {
-            let begun = self.core.store.resume(&key.0, &key.1, size_hint)?;
-            let is_small = size_hint.is_some_and(|size| size < LOCKED_BYTES_MIN);
-            if request.is_some() || is_small || !matches!(begun, Begin::Absent) {
-                return Ok(begun);
-            }
-            match self.lock_request(key) {
-                // The other process may have got the blob before it unlocked.
-                Ok(Some(lock)) => *request = Some(lock),
-                Ok(None) => return Ok(Begin::Locked),
-                Err(error) => {
-                    log::debug!(error:%; "cannot lock the request for a blob");
-                    return Ok(begun);
-                }
-            }
-        }
-    }
-
-    fn lock_request(&self, key: &BlobKey) -> io::Result<Option<FetchLock>> {
-        self.core.store.fetch_lock(&format!("{}@{}", key.0, key.1))
     }
 
     /// Downloads the blob in place of a writer that stalls.
@@ -227,7 +176,7 @@ impl BlobCache {
                 Ok(ingest)
                     if continue_from(&leader, ingest.file(), ingest.bytes_written(), None) =>
                 {
-                    cache.run_flight(name, leader, size_hint, client, Some(ingest), None);
+                    cache.run_flight(name, leader, size_hint, client, Some(ingest));
                 }
                 Ok(_) => {
                     cache.end_flight(name, leader, size_hint, client, Err(CacheError::GivenUp))
@@ -241,14 +190,10 @@ impl BlobCache {
     }
 
     /// Gives the flight to a fetcher: the other process has given up.
-    fn fetch_again(
-        self: &Arc<Self>,
-        followed: Followed,
-        request: Option<FetchLock>,
-    ) -> Option<Followed> {
+    fn fetch_again(self: &Arc<Self>, followed: Followed) -> Option<Followed> {
         let Followed { name, leader, size_hint, client, .. } = followed;
         match self.core.purpose(&name, client) {
-            Ok(purpose) => self.submit_flight(purpose, name, leader, size_hint, None, request),
+            Ok(purpose) => self.submit_flight(purpose, name, leader, size_hint, None),
             Err(error) => self.end_flight(name, leader, size_hint, client, Err(error)),
         }
         None

@@ -18,7 +18,7 @@ use super::{BlobCache, BlobKey, BlobLeader, Incoming, SizeSource};
 use crate::cache::access::Link;
 use crate::cache::{CacheError, lock};
 use crate::oci::{Digest, ImageName, Upstream, blob_path};
-use crate::store::{Begin, Blob, FetchLock, Ingest, StoreError, Verified};
+use crate::store::{Begin, Blob, Ingest, StoreError, Verified};
 use crate::units::plural;
 use crate::upstream::{Source, UpstreamError};
 
@@ -51,8 +51,6 @@ pub(super) enum Fetched {
 impl BlobCache {
     /// The work of a blob flight, on a fetcher: check the store again, ingest, verify.
     ///
-    /// `request` is the lock of the request, unless it has to be locked first.
-    ///
     /// `suspended` is the ingest of the flight if its download was suspended before, and receives it if it is suspended
     /// now. Followers read the file of the first ingest until the flight ends, so nobody else may get its lock: another
     /// writer would discard an empty partial, or continue in another file.
@@ -62,7 +60,6 @@ impl BlobCache {
         leader: &BlobLeader,
         size_hint: Option<u64>,
         suspended: &mut Option<Ingest>,
-        mut request: Option<FetchLock>,
     ) -> Result<Fetched, CacheError> {
         self.core.stop_if_closed()?;
         self.core.stop_if_backing_off(name, |bucket| {
@@ -70,7 +67,7 @@ impl BlobCache {
         })?;
         if suspended.is_none() {
             let digest = &leader.key().1;
-            let begun = self.begin(leader.key(), size_hint, &mut request)?;
+            let begun = self.core.store.resume(&name.upstream, digest, size_hint)?;
             // Another repository, or another process, was faster.
             if matches!(begun, Begin::Present(_) | Begin::Locked) {
                 self.prove_link(name, digest, self.core.settings().access.strictest_link())?;
@@ -99,7 +96,7 @@ impl BlobCache {
         if self.core.sources.asks_others(&name.upstream) {
             self.prove_link(name, &leader.key().1, Link::Assumed)?;
         }
-        match self.download_blob(name, leader, size_hint, suspended, request) {
+        match self.download_blob(name, leader, size_hint, suspended) {
             // Another process has started or finished the blob since the check.
             Err(CacheError::Store(error)) if matches!(*error, StoreError::Locked { .. }) => {
                 let needed = self.core.settings().access.strictest_link();
@@ -118,7 +115,6 @@ impl BlobCache {
         leader: &BlobLeader,
         size_hint: Option<u64>,
         suspended: &mut Option<Ingest>,
-        request: Option<FetchLock>,
     ) -> Result<Fetched, CacheError> {
         let digest = leader.key().1;
         let known = lock(&self.verified_sizes).get(&digest).copied();
@@ -136,7 +132,6 @@ impl BlobCache {
             cache: self,
             name,
             leader,
-            request,
             ingest,
             transfer,
             part: None,
@@ -285,8 +280,6 @@ struct ToStore<'a> {
     cache: &'a Arc<BlobCache>,
     name: &'a ImageName,
     leader: &'a BlobLeader,
-    /// Until there is a partial for other processes to follow.
-    request: Option<FetchLock>,
     /// `None` until the registry has confirmed that it has the blob.
     ingest: Option<Ingest>,
     /// For a large blob, and the part of it that is being received on this connection.
@@ -396,7 +389,6 @@ impl Sink for ToStore<'_> {
                 self.ingest.insert(self.cache.begin_ingest(self.leader.key(), size)?)
             }
         };
-        self.request = None;
         if size.is_none_or(|size| size >= NOTED_BYTES_MIN)
             && !std::mem::replace(&mut self.is_noted, true)
             && let Err(error) = ingest.note(self.name, size)

@@ -35,7 +35,7 @@ use super::{CacheError, FlightStatus, How, SIZES_REMEMBERED, lock};
 use crate::client_address::ClientAddress;
 use crate::flight::{Flights, Follower, Joined, Leader};
 use crate::oci::{Digest, ImageName, Upstream};
-use crate::store::{Blob, FetchLock, Ingest};
+use crate::store::{Blob, Ingest};
 use crate::upstream::{BlobAsk, Source, Standing, UpstreamError};
 
 pub use growth::ConnectionPolicy;
@@ -276,7 +276,7 @@ impl BlobCache {
         let joined = self.join(name, &key);
         let how = if joined.leader.is_some() { How::Miss } else { How::Join };
         if let Some(leader) = joined.leader {
-            self.submit_flight(purpose, name.clone(), leader, size_hint, None, None);
+            self.submit_flight(purpose, name.clone(), leader, size_hint, None);
         }
         let waits_for = WaitsFor::Bytes(joined.flight);
         Ok(BlobWait { waits_for, name: name.clone(), how, size_hint })
@@ -300,7 +300,6 @@ impl BlobCache {
         leader: BlobLeader,
         size_hint: Option<u64>,
         suspended: Option<Ingest>,
-        request: Option<FetchLock>,
     ) {
         let (cache, client) = (Arc::clone(self), purpose.client);
         let flight = Arc::clone(leader.flight());
@@ -308,7 +307,7 @@ impl BlobCache {
             purpose,
             move || flight.has_followers(),
             move || {
-                cache.run_flight(name, leader, size_hint, client, suspended, request);
+                cache.run_flight(name, leader, size_hint, client, suspended);
             },
         );
     }
@@ -325,17 +324,16 @@ impl BlobCache {
         size_hint: Option<u64>,
         client: Option<ClientAddress>,
         mut suspended: Option<Ingest>,
-        request: Option<FetchLock>,
     ) {
         leader.begin();
         let key = leader.key().clone();
-        let result = self.fetch(&name, &leader, size_hint, &mut suspended, request);
+        let result = self.fetch(&name, &leader, size_hint, &mut suspended);
         if matches!(&result, Err(CacheError::Suspended)) {
             let flight = Arc::clone(leader.flight());
             match leader.abandon(given_up(&name)) {
                 Some(leader) => {
                     if let Ok(purpose) = self.core.purpose(&name, client) {
-                        self.submit_flight(purpose, name, leader, size_hint, suspended, None);
+                        self.submit_flight(purpose, name, leader, size_hint, suspended);
                     }
                 }
                 // Cancelled since it was suspended.
@@ -402,7 +400,7 @@ impl BlobCache {
         drop(joined.flight);
         if let Some(leader) = joined.leader {
             let cache = Arc::clone(self);
-            let run = move || cache.run_flight(name, leader, size_hint, client, None, None);
+            let run = move || cache.run_flight(name, leader, size_hint, client, None);
             self.core.blob_fetchers.submit(purpose, || true, run);
         }
     }

@@ -18,7 +18,7 @@ pub(in crate::store) const LEGACY_LISTS: &str = "_lists";
 
 /// The prefix of temporary files in `incoming/`.
 pub(in crate::store) const TEMPORARY: &str = "tmp-";
-/// The prefix of the locks of requests to registries.
+/// The prefix of the locks of requests for documents.
 pub(in crate::store) const FETCH_LOCK: &str = "tmp-fetch-";
 
 /// The prefix of files with the keys of an issuer.
@@ -172,9 +172,9 @@ impl Layout {
         self.incoming().join("bundle.lock")
     }
 
-    /// Held by the process that requests a content. One that nobody holds is a leftover.
-    pub(in crate::store) fn fetch_lock(&self, content: &Digest) -> PathBuf {
-        self.incoming().join(format!("{FETCH_LOCK}{}", content.hex()))
+    /// Held by the process that requests a document. One that nobody holds is a leftover.
+    pub(in crate::store) fn fetch_lock(&self, document: &Digest) -> PathBuf {
+        self.incoming().join(format!("{FETCH_LOCK}{}", document.hex()))
     }
 
     /// Held by the process that rewrites `index.json`.

@@ -1,4 +1,4 @@
-//! Locks between processes that would request the same content from a registry.
+//! Locks between processes that would request the same document from a registry.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,32 +12,24 @@ use crate::store::files::read::is_same_file;
 /// How often another process may have removed the lock's file between opening and locking it.
 const ROUNDS_MAX: u32 = 8;
 
-/// Held while a manifest is requested and stored, or until the response for a blob has begun. Dropping it removes its file.
+/// Held while a document is requested and stored. Dropping it removes its file.
 #[derive(Debug)]
 pub struct FetchLock {
-    /// `None` if no other process is kept waiting.
+    /// `None` if the directory cannot be written: then nothing is stored for other processes.
     locked: Option<(PathBuf, FileLock)>,
 }
 
-impl FetchLock {
-    /// For a request that is sent whatever other processes do.
-    pub fn unlocked() -> FetchLock {
-        FetchLock { locked: None }
-    }
-}
-
 impl Store {
-    /// Locks the request for a content; `None` if another process sends it. A file that a killed process has left is
+    /// Locks the request for a document; `None` if another process sends it. A file that a killed process has left is
     /// removed with the leftovers.
     ///
     /// # Errors
     /// The lock's file cannot be created.
-    pub fn fetch_lock(&self, content: &str) -> io::Result<Option<FetchLock>> {
+    pub fn fetch_lock(&self, document: &str) -> io::Result<Option<FetchLock>> {
         if !self.is_writable() {
-            // Nothing is stored for other processes.
-            return Ok(Some(FetchLock::unlocked()));
+            return Ok(Some(FetchLock { locked: None }));
         }
-        let name = Digest::of(Algorithm::Sha256, content.as_bytes());
+        let name = Digest::of(Algorithm::Sha256, document.as_bytes());
         let path = self.inner.layout.fetch_lock(&name);
         for _ in 0..ROUNDS_MAX {
             let mut options = File::options();
