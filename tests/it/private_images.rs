@@ -47,7 +47,7 @@ pub(crate) fn client(settings: &mut Settings) {
 }
 
 /// Only [`OURS`] is private.
-fn client_for_ours(settings: &mut Settings) {
+pub(crate) fn client_for_ours(settings: &mut Settings) {
     let upstream = settings.naming.default_upstream.clone().expect("the fake registry");
     let part = (OURS.parse().expect("a prefix"), PullAccess::Client);
     let registry = RegistryAccess { parts: vec![part], ..RegistryAccess::default() };

@@ -1,11 +1,19 @@
 //! Private blobs stay private wherever a server has them from: without their manifest, from another process, from a bucket, and
 //! for a bundle. Nor does an error name them. Proves docs/private-images.md.
 
+use std::fs::OpenOptions;
+use std::io::Write as _;
+
 use larder::cache::BlobAccess;
 
-use crate::private_images::{OURS, Private, THEIRS, client, get, status};
-use crate::support::larder::{Settings, blob, manifest, seconds};
-use crate::support::{Account, FakeBucket, FakeRegistry, Image, Larder, absent_digest, bytes};
+use crate::private_images::{
+    OURS, Private, THEIRS, authorization, client, client_for_ours, get, status,
+};
+use crate::support::larder::{Settings, blob, manifest, seconds, until};
+use crate::support::{
+    Account, Connection, FakeBucket, FakeRegistry, Fault, Gate, Image, Larder, On, absent_digest,
+    bytes,
+};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 /// A repository of an attacker, in a registry that is open.
@@ -213,4 +221,53 @@ fn wrong_login_is_sent_once_whether_the_repository_is_cached_or_not() {
         let with_login = with_login.iter().filter(|it| it.header("authorization").is_some());
         assert_eq!(with_login.count(), 1, "{repository} {target}");
     }
+}
+
+/// A registry with the private repository [`OURS`], and an open one of an attacker, whose manifest names a private layer.
+fn one_registry() -> (FakeRegistry, Image) {
+    let registry = FakeRegistry::start();
+    let image = Image::new("ours").layer(bytes(50_000, 6));
+    registry.add(OURS, "v1", &image);
+    let layer = image.layers()[0].clone();
+    let forged = Image::new("forged").layer(layer.bytes).manifest();
+    registry.add_manifest("evil/app", "v1", MANIFEST, &forged);
+    registry.expect_unknown(&blob("evil/app", &layer.digest));
+    (registry, image)
+}
+
+#[test]
+fn download_of_a_private_blob_is_not_joined_before_its_response() {
+    let (registry, image) = one_registry();
+    let (layer, gate) = (&image.layers()[0], Gate::new());
+    let target = blob(OURS, &layer.digest);
+    registry.fault(On::path("GET", &target), Fault::Gate(gate.clone()));
+    let larder = Larder::start_with(&registry, client_for_ours);
+    let mut ann = Connection::open(larder.address());
+    ann.send("GET", &target, &[("Authorization", &authorization("ann", "secret"))]);
+    gate.wait_until_reached(1);
+    assert_eq!(larder.get(&manifest("evil/app", "v1")).status, 200);
+    assert_eq!(larder.get(&blob("evil/app", &layer.digest)).status, 404);
+    gate.open();
+    assert!(ann.read_response().body == layer.bytes);
+    assert_eq!(larder.get(&blob("evil/app", &layer.digest)).status, 404);
+}
+
+#[test]
+fn complete_download_of_a_private_blob_without_its_name_is_private() {
+    let (registry, image) = one_registry();
+    let layer = &image.layers()[0];
+    let target = blob(OURS, &layer.digest);
+    registry.fault(On::path("GET", &target).times(1), Fault::CutAfter(layer.bytes.len() - 1));
+    let mut larder = Larder::start_with(&registry, client_for_ours);
+    assert!(!get(&larder, &target, "ann", "secret").complete);
+    until("the end of the download", || !larder.cache().is_fetching());
+    larder.stop();
+    // As after a kill between the last byte and the commit.
+    let [partial] = &larder.partials()[..] else { panic!("one partial") };
+    let mut file = OpenOptions::new().append(true).open(partial).expect("the partial");
+    file.write_all(&layer.bytes[layer.bytes.len() - 1..]).expect("the last byte");
+    larder.run();
+    assert_eq!(larder.get(&manifest("evil/app", "v1")).status, 200);
+    assert_eq!(larder.get(&blob("evil/app", &layer.digest)).status, 404);
+    assert!(get(&larder, &target, "ann", "secret").body == layer.bytes);
 }

@@ -127,6 +127,10 @@ impl BlobCache {
         let noted = || ingest.as_ref().and_then(Ingest::noted_size);
         let expected = known.or_else(noted).or(size_hint);
         let is_complete = self.resumes(expected, ingest.as_ref())?;
+        if is_complete {
+            // The registry is not asked, and the partial may be of another repository.
+            self.prove_link(name, &digest, self.core.settings().access.strictest_link())?;
+        }
         let transfer = self.transfer(&name.upstream, leader, expected, ingest.as_ref());
         let sink = ToStore {
             cache: self,

@@ -83,6 +83,10 @@ impl BlobCache {
         client: Option<ClientAddress>,
         needed: Link,
     ) -> Result<BlobLookup, CacheError> {
+        let needed = match found {
+            BlobLookup::Wait(_) => self.needed_to_follow(name, digest, needed),
+            _ => needed,
+        };
         // Larder itself asks for what it needs.
         let is_internal = client.is_none();
         if is_internal
@@ -92,6 +96,17 @@ impl BlobCache {
             return Ok(found);
         }
         self.wait_for_link(name, digest, client, needed)
+    }
+
+    /// What is needed to follow a running download. One for a private repository marks the blob only once the registry has
+    /// responded, so until then nothing else tells that it is private.
+    fn needed_to_follow(&self, name: &ImageName, digest: &Digest, needed: Link) -> Link {
+        let access = &self.core.settings().access;
+        let key = (name.upstream.clone(), *digest);
+        match lock(&self.starters).get(&key) {
+            Some(starter) if starter != name && access.is_private(starter) => Link::Proven,
+            _ => needed,
+        }
     }
 
     /// Whether a client has to wait for a proof before the blob is asked for: others send what they have in any repository.

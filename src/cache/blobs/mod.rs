@@ -205,10 +205,17 @@ impl BlobCache {
             return self.wait_for_link(name, digest, client, needed);
         }
         let size_hint = self.size_hint(name, digest);
-        Ok(BlobLookup::Wait(match purpose {
+        let wait = match purpose {
             Purpose::Read => self.ask_for_blob(name, digest, size_hint, client)?,
             Purpose::Size => self.ask_for_size(name, digest, size_hint, client)?,
-        }))
+        };
+        match (purpose, wait.how) {
+            // Another request was faster, since the look.
+            (Purpose::Read, How::Join) => {
+                self.at_hand_for(name, digest, BlobLookup::Wait(wait), client, needed)
+            }
+            _ => Ok(BlobLookup::Wait(wait)),
+        }
     }
 
     /// A blob that is in the store or being downloaded.
