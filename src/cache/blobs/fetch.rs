@@ -127,7 +127,7 @@ impl BlobCache {
         let noted = || ingest.as_ref().and_then(Ingest::noted_size);
         let expected = known.or_else(noted).or(size_hint);
         let is_complete = self.resumes(expected, ingest.as_ref())?;
-        if is_complete {
+        if is_complete && self.is_restricted(&digest) {
             // The registry is not asked, and the partial may be of another repository.
             self.prove_link(name, &digest, self.core.settings().access.strictest_link())?;
         }

@@ -161,6 +161,13 @@ impl BlobCache {
         link.is_some_and(|link| link == Link::Proven || is_open())
     }
 
+    /// Whether a blob is not for everyone whose manifest names it.
+    pub(super) fn is_restricted(&self, digest: &Digest) -> bool {
+        let access = &self.core.settings().access;
+        let is_private = || access.has_clients() && self.may_be_private(digest);
+        access.strictest_link() == Link::Proven || is_private()
+    }
+
     /// Whether a download was started for this repository. Not sufficient as a proof if others are asked for it as well.
     fn is_own_download(
         &self,
