@@ -111,7 +111,7 @@ pub(super) fn ended(outcome: &Outcome) -> Option<&'static str> {
     }
 }
 
-/// The failure because of which a response is an error, or not complete.
+/// Why a response is an error, or not complete, if a failure of the cache or the registry is the reason.
 pub(super) fn failure(ending: &Ending) -> Option<&str> {
     match &ending.outcome {
         Outcome::Cut(reason) => Some(reason),
