@@ -309,7 +309,7 @@ fn queue_that_was_removed_is_made_again() {
     bucket.expect_refusals();
     let mut larder = larder(&registry, &bucket);
     larder.pull_image(REPOSITORY, "v1", &image);
-    until("the end of all commits", || !larder.cache().is_fetching());
+    larder.wait_until_published();
     larder.stop();
     fs::remove_dir_all(larder.root().join("outgoing")).expect("it can be removed");
     bucket.deny_writes(false);

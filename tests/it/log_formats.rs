@@ -5,11 +5,12 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::private_images::authorization;
 use crate::support::client::{get, request};
 use crate::support::larder::{blob, manifest};
 use crate::support::process::Process;
 use crate::support::site::Site;
-use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, base64, digest_of};
+use crate::support::{Connection, FakeRegistry, Fault, Gate, Image, On, digest_of};
 
 /// Output of `htpasswd -nbB -C 4` for demo:secret.
 const DEMO: &str = "demo:$2y$04$5TeKT.s9FsTxS3i9dnaT.eeZsnvHkTXDfq6YA/Pb9LXeQk3bD5R2m\n";
@@ -40,7 +41,7 @@ fn every_line_of_a_json_log_is_an_object_with_documented_keys() {
     let users = format!("serverAuthConfig: {{htpasswd: {}}}", site.path("htpasswd").display());
     site.configure(&format!("logFormat: json\nlogLevel: debug\n{users}"));
     let mut server = site.serve();
-    let (address, login) = (server.address(), format!("Basic {}", base64(b"demo:secret")));
+    let (address, login) = (server.address(), authorization("demo", "secret"));
     let ask = |target: &str, id: &str| {
         let headers = [
             ("Authorization", login.as_str()),
@@ -172,6 +173,7 @@ fn the_text_begins_with_the_settings_and_each_failure_has_one_warning() {
         log.lines().filter(|line| !line.contains("not asked for a while")).collect();
     let about =
         |word: &str| lines.iter().copied().filter(|line| line.contains(word)).collect::<Vec<_>>();
+    assert_eq!(about("Connection refused").len(), 3, "one for each request that failed: {log}");
     assert!(matches!(*about("cannot fetch"), [line] if line.contains(":v1 ")), "{log}");
     for word in ["app/manifests/v2", &digest] {
         let lines = about(word);
@@ -191,7 +193,7 @@ fn refusals_are_no_warnings_and_a_login_that_cannot_be_checked_is_one() {
         registry.url("")
     );
     let mut larder = Process::serve_file(directory.path(), &config);
-    let login = format!("Basic {}", base64(b"ann:secret"));
+    let login = authorization("ann", "secret");
     let login = [("Authorization", login.as_str())];
     for (target, status, level, word) in [
         ("/v2/other.test/app/manifests/v1", 404, "INFO", " reason=not-allowed "),

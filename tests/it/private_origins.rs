@@ -9,7 +9,7 @@ use larder::cache::BlobAccess;
 use crate::private_images::{
     OURS, Private, THEIRS, authorization, client, client_for_ours, get, status,
 };
-use crate::support::larder::{Settings, blob, manifest, seconds, until};
+use crate::support::larder::{Settings, blob, manifest, seconds};
 use crate::support::{
     Account, Connection, FakeBucket, FakeRegistry, Fault, Gate, Image, Larder, On, absent_digest,
     bytes,
@@ -22,12 +22,17 @@ const EVIL: &str = "open.test/evil/app";
 /// The private registry, and an open one with a manifest that names a layer of the private image.
 fn registries() -> (Private, FakeRegistry) {
     let (private, open) = (Private::start(), FakeRegistry::start());
-    let layer = private.theirs.layers()[0].clone();
-    let forged = Image::new("forged").layer(layer.bytes).manifest();
-    open.add_manifest("evil/app", "v1", MANIFEST, &forged);
+    forge(&open, &private.theirs);
     open.add("pub/app", "v1", &Image::sample("open").layer(bytes(50_000, 5)));
     open.expect_unknown("*");
     (private, open)
+}
+
+/// The manifest of an attacker, which names the first layer of an image.
+fn forge(registry: &FakeRegistry, image: &Image) {
+    let layer = image.layers()[0].clone();
+    let forged = Image::new("forged").layer(layer.bytes).manifest();
+    registry.add_manifest("evil/app", "v1", MANIFEST, &forged);
 }
 
 fn with_open<'a>(open: &'a FakeRegistry) -> impl Fn(&mut Settings) + 'a {
@@ -228,10 +233,8 @@ fn one_registry() -> (FakeRegistry, Image) {
     let registry = FakeRegistry::start();
     let image = Image::new("ours").layer(bytes(50_000, 6));
     registry.add(OURS, "v1", &image);
-    let layer = image.layers()[0].clone();
-    let forged = Image::new("forged").layer(layer.bytes).manifest();
-    registry.add_manifest("evil/app", "v1", MANIFEST, &forged);
-    registry.expect_unknown(&blob("evil/app", &layer.digest));
+    forge(&registry, &image);
+    registry.expect_unknown(&blob("evil/app", &image.layers()[0].digest));
     (registry, image)
 }
 
@@ -261,7 +264,7 @@ fn complete_download_of_a_private_blob_without_its_name_is_private() {
     let mut larder = Larder::start_with(&registry, client_for_ours);
     let cut = get(&larder, &target, "ann", "secret");
     assert!(cut.status != 200 || !cut.complete, "{cut:?}");
-    until("the end of the download", || !larder.cache().is_fetching());
+    larder.wait_until_published();
     larder.stop();
     // As after a kill between the last byte and the commit.
     let [partial] = &larder.partials()[..] else { panic!("one partial") };

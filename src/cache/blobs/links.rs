@@ -149,7 +149,7 @@ impl BlobCache {
     ) -> bool {
         let access = &self.core.settings().access;
         let may_assume = needed == Link::Assumed;
-        let is_open = || may_assume && !(access.has_clients() && self.may_be_private(digest));
+        let is_open = || may_assume && !self.may_be_private(digest);
         if access.blobs_of(name) == BlobAccess::Any && is_open() {
             return true;
         }
@@ -163,9 +163,7 @@ impl BlobCache {
 
     /// Whether a blob is not for everyone whose manifest names it.
     pub(super) fn is_restricted(&self, digest: &Digest) -> bool {
-        let access = &self.core.settings().access;
-        let is_private = || access.has_clients() && self.may_be_private(digest);
-        access.strictest_link() == Link::Proven || is_private()
+        self.core.settings().access.strictest_link() == Link::Proven || self.may_be_private(digest)
     }
 
     /// Whether a download was started for this repository. Not sufficient as a proof if others are asked for it as well.
@@ -223,15 +221,14 @@ impl BlobCache {
             return Ok(());
         }
         let settings = self.core.settings();
-        let has_clients = settings.access.has_clients();
         if settings.access.keeps_links() && self.core.store.links(name)?.contains(digest) {
             self.remember_link(name, digest);
             return Ok(());
         }
-        if has_clients {
+        if settings.access.has_clients() {
             self.read_private_manifests()?;
         }
-        let is_private = needed == Link::Proven || (has_clients && self.may_be_private(digest));
+        let is_private = needed == Link::Proven || self.may_be_private(digest);
         let manifests = match is_private {
             true => Vec::new(),
             false => self.core.store.find_manifests(name)?,
@@ -263,7 +260,8 @@ impl BlobCache {
     }
 
     fn may_be_private(&self, digest: &Digest) -> bool {
-        self.core.private.may_have(&self.core.store, digest)
+        self.core.settings().access.has_clients()
+            && self.core.private.may_have(&self.core.store, digest)
     }
 
     /// Whether a download for a repository may use the bucket, which has the blobs of private repositories as well and does not

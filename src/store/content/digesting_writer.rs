@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use super::ingest::IngestError;
 use crate::oci::{Algorithm, Digest, Verifier};
 use crate::store::files::outgoing::OutgoingKind;
-use crate::store::locks::FileLock;
+use crate::store::files::read::names_in;
+use crate::store::locks::{FileLock, remove_unlocked};
 use crate::store::{Inner, Store, StoreError};
 
 /// The prefix of these files.
@@ -60,7 +61,10 @@ impl Store {
 
     /// Removes the files of killed processes. Files of running processes are locked and stay.
     pub fn remove_abandoned_imports(&self) {
-        self.inner.remove_unlocked(PREFIX);
+        let incoming = self.inner.layout.incoming();
+        for name in names_in(&incoming).filter(|name| name.starts_with(PREFIX)) {
+            remove_unlocked(&incoming.join(name));
+        }
     }
 }
 

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::oci::{Digest, Upstream};
+use crate::store::Store;
 use crate::store::files::layout::{FETCH_LOCK, TEMPORARY};
-use crate::store::files::read::{is_same_file, names_in, open_to_read};
-use crate::store::locks::FileLock;
-use crate::store::{Inner, Store};
+use crate::store::files::read::{names_in, open_to_read};
+use crate::store::locks::{FileLock, remove_unlocked};
 
 /// Files named `tmp-…` in `incoming/` live for milliseconds. Older ones were left by a killed process.
 const TEMPORARY_AGE: Duration = Duration::from_secs(3600);
@@ -20,7 +20,6 @@ impl Store {
     /// be more, since a pass is bounded.
     pub fn remove_leftovers(&self, now: SystemTime) -> bool {
         self.remove_abandoned_imports();
-        self.inner.remove_unlocked(FETCH_LOCK);
         let incoming = self.inner.layout.incoming();
         let mut directories = 0;
         for name in names_in(&incoming) {
@@ -32,7 +31,9 @@ impl Store {
                     return true;
                 }
                 directories += usize::from(self.remove_old_directory(&path, &name));
-            } else if is_temporary(&name) && is_older(&metadata, TEMPORARY_AGE, now) {
+            } else if name.starts_with(FETCH_LOCK) {
+                remove_unlocked(&path);
+            } else if name.starts_with(TEMPORARY) && is_older(&metadata, TEMPORARY_AGE, now) {
                 // If it is already gone, fine. Any other failure costs space, and the next pass retries.
                 let _ = fs::remove_file(&path);
             }
@@ -80,27 +81,6 @@ impl Store {
         }
         let _ = fs::remove_file(old);
     }
-}
-
-impl Inner {
-    /// Removes the files in `incoming/` with this prefix that no process has locked.
-    pub(in crate::store) fn remove_unlocked(&self, prefix: &str) {
-        let incoming = self.layout.incoming();
-        for name in names_in(&incoming).filter(|name| name.starts_with(prefix)) {
-            let path = incoming.join(name);
-            let Ok(lock) = open_to_read(&path).and_then(FileLock::try_exclusive) else { continue };
-            // Meanwhile, another process may have removed it and locked a new file of this name.
-            if lock.is_some_and(|lock| is_same_file(&path, &lock) && fs::remove_file(&path).is_ok())
-            {
-                log::debug!(file:% = path.display(); "removed a file that a killed process has left");
-            }
-        }
-    }
-}
-
-/// Whether only the age of a file shows that its process was killed.
-fn is_temporary(name: &str) -> bool {
-    name.starts_with(TEMPORARY) && !name.starts_with(FETCH_LOCK)
 }
 
 /// Whether a file was last changed at least `age` ago. A time in the future counts as now.

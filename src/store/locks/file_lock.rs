@@ -7,12 +7,14 @@
 //! A killed process cannot unlock. A child that it was starting keeps the locks until it executes its program, some
 //! milliseconds later. A process that tries such a lock finds it taken and retries later, as with a live owner.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::flock;
+use crate::store::files::read::{is_same_file, open_to_read};
 
 /// A locked file. Dropping it unlocks.
 #[derive(Debug)]
@@ -70,6 +72,15 @@ impl Deref for FileLock {
 impl Drop for FileLock {
     fn drop(&mut self) {
         let _ = flock::unlock(&self.file);
+    }
+}
+
+/// Removes a file, unless a process has locked it.
+pub(in crate::store) fn remove_unlocked(path: &Path) {
+    let Ok(lock) = open_to_read(path).and_then(FileLock::try_exclusive) else { return };
+    // Meanwhile, another process may have removed it and locked a new file of this name.
+    if lock.is_some_and(|lock| is_same_file(path, &lock) && fs::remove_file(path).is_ok()) {
+        log::debug!(file:% = path.display(); "removed a file that a killed process has left");
     }
 }
 

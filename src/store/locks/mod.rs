@@ -13,5 +13,5 @@ mod interleavings;
 
 pub use commit::{BundleLock, CommitLock, SweepLocked};
 pub use fetch::FetchLock;
-pub(super) use file_lock::FileLock;
+pub(super) use file_lock::{FileLock, remove_unlocked};
 pub use lease::{ImageSyncLock, JobLease, PeriodicJob, UploadLock};

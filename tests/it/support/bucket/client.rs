@@ -91,11 +91,17 @@ impl Larder {
         queue.iter().all(|path| path.ends_with("outgoing/seeded"))
     }
 
+    /// Waits until everything that was requested is in the cache, or has failed: a client may have an image before it is
+    /// published.
+    #[track_caller]
+    pub fn wait_until_published(&self) {
+        until("the end of all commits", || !self.cache().is_fetching());
+    }
+
     /// Waits until the bucket has everything that is cached, and nothing is queued.
     #[track_caller]
     pub fn wait_until_uploaded(&self, bucket: &FakeBucket) {
-        // A client may have an image before it is published.
-        until("the end of all commits", || !self.cache().is_fetching());
+        self.wait_until_published();
         until("uploads", || {
             let keys: BTreeSet<String> = bucket.keys().into_iter().collect();
             self.published_keys().is_subset(&keys) && self.is_queue_empty()
